@@ -1,0 +1,173 @@
+"""Settings of the library's stages, typed, bounded and described; the description is the documentation. No torch."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Device = Literal["auto", "cuda", "cpu"]
+Precision = Literal["float32", "bfloat16"]
+CtfCorrection = Literal["none", "phase_flip"]
+
+
+class Settings(BaseModel):
+    """Base of every settings group: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PreprocessSettings(Settings):
+    """From acquired particle images to what the network sees."""
+
+    image_size: int = Field(40, ge=16, le=1024, description="Side of the network's input in pixels.")
+    crop_angstrom: float = Field(
+        0.0,
+        ge=0,
+        description="Side of the square kept around the particle, in angstrom; 0 keeps the whole box. With image_size "
+        "it fixes the network's pixel size, the same for every optics group and box.",
+    )
+    background_radius_angstrom: float = Field(
+        0.0,
+        ge=0,
+        description="Pixels farther than this from the centre are background (normalised to mean 0, std 1); 0 takes "
+        "the inscribed circle, as relion_preprocess does by default.",
+    )
+    ctf_correction: CtfCorrection = Field(
+        "phase_flip",
+        description="Done on the full box before any resize; skipped where the data already carry it.",
+    )
+
+
+class ModelSettings(Settings):
+    """Image2Sphere (CESPED paper, Appendix B). The presets are in `MODEL_PRESETS`."""
+
+    backbone: Literal["resnet18", "resnet50", "resnet152"] = Field(
+        "resnet18", description="torchvision ResNet."
+    )
+    backbone_stages: int = Field(
+        4, ge=2, le=4, description="ResNet stages kept: 4 is all, 3 ends after layer3."
+    )
+    backbone_width: int = Field(
+        64, ge=8, le=64, description="Channels of the first stage; 64 is torchvision's."
+    )
+    stem: Literal["imagenet", "small"] = Field(
+        "imagenet", description="imagenet: 7x7 stride 2 and max pooling; small: 5x5 stride 2 without pooling."
+    )
+    lmax: int = Field(8, ge=1, le=12, description="Highest degree of the spherical harmonics.")
+    projector_channels: int = Field(
+        512, ge=8, description="Channels after the 1x1 convolution, before the sphere."
+    )
+    sphere_order: int = Field(
+        3, ge=1, le=4, description="HEALPix order of the sphere that features are put on."
+    )
+    sphere_coverage: float = Field(
+        0.9, gt=0, le=1, description="Share of the hemisphere's radius that the image covers."
+    )
+    sphere_dropout: float = Field(
+        0.5, ge=0, lt=1, description="Share of the sphere's points left out in training."
+    )
+    s2_channels: int = Field(16, ge=1, description="Filters of the S2 convolution (its output channels).")
+    so3_activation_resolution: int = Field(10, ge=3, le=16, description="Resolution of e3nn's SO3Activation.")
+    grid_order: int = Field(4, ge=1, le=5, description="HEALPix order of the SO(3) grid of the logits.")
+
+
+MODEL_PRESETS: dict[str, tuple[ModelSettings, PreprocessSettings]] = {
+    "paper": (
+        ModelSettings(backbone="resnet152"),
+        PreprocessSettings(image_size=256),
+    ),
+    "small": (
+        ModelSettings(
+            backbone="resnet18",
+            backbone_stages=3,
+            stem="small",
+            lmax=6,
+            projector_channels=256,
+            so3_activation_resolution=6,
+            grid_order=3,
+        ),
+        PreprocessSettings(image_size=40),
+    ),
+}
+
+
+class AugmentSettings(Settings):
+    """The paper's augmentations (Appendix B): ranges and probabilities."""
+
+    shift_fraction: float = Field(
+        0.05, ge=0, le=0.5, description="Largest shift, as a share of the image side."
+    )
+    shift_probability: float = Field(0.5, ge=0, le=1, description="Probability of a random shift.")
+    rotation_deg: float = Field(
+        20.0, ge=0, le=180, description="Largest in-plane rotation besides quarter turns."
+    )
+    rotation_probability: float = Field(0.5, ge=0, le=1, description="Probability of that rotation.")
+    quarter_turn_probability: float = Field(
+        1.0, ge=0, le=1, description="Probability of a random 90 degree turn."
+    )
+    uniform_noise_scale: float = Field(2.0, ge=0, description="Largest scale of added uniform noise.")
+    uniform_noise_probability: float = Field(0.2, ge=0, le=1, description="Probability of uniform noise.")
+    gaussian_noise_std: float = Field(0.5, ge=0, description="Largest std of added Gaussian noise.")
+    gaussian_noise_probability: float = Field(0.2, ge=0, le=1, description="Probability of Gaussian noise.")
+    zoom_fraction: float = Field(0.05, ge=0, le=0.5, description="Largest zoom-in.")
+    zoom_probability: float = Field(0.2, ge=0, le=1, description="Probability of a zoom-in.")
+    erase_fraction: float = Field(
+        0.02, ge=0, le=0.5, description="Largest erased patch, as a share of the area."
+    )
+    erase_probability: float = Field(0.1, ge=0, le=1, description="Probability of erasing a patch.")
+
+
+class TrainingSettings(Settings):
+    """How the trainer fine-tunes one model per half-set."""
+
+    preset: Literal["paper", "small"] = Field("small", description="Model and preprocessing preset.")
+    seed: int = Field(
+        0, ge=0, description="Seeds initial weights, batches, augmentation and the validation split."
+    )
+    batch_size: int = Field(64, ge=1, description="Images per optimiser step.")
+    optimizer: Literal["radam", "adamw"] = Field(
+        "radam", description="RAdam is the paper's; AdamW suits short runs."
+    )
+    schedule: Literal["plateau", "cosine"] = Field(
+        "plateau",
+        description="plateau halves the rate when validation stagnates (paper); cosine ends at max_steps.",
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Initial (plateau) or peak (cosine) learning rate.")
+    weight_decay: float = Field(1e-5, ge=0, description="Weight decay.")
+    max_steps: int = Field(100_000, ge=1, description="Optimiser steps at most, per half.")
+    steps_per_epoch: int = Field(
+        0, ge=0, description="Steps between validations and resume points; 0: one pass."
+    )
+    max_epochs: int = Field(400, ge=1, description="Epochs at most.")
+    plateau_epochs: int = Field(10, ge=1, description="Epochs without improvement before the rate is halved.")
+    stop_epochs: int = Field(12, ge=1, description="Epochs without improvement before training stops.")
+    max_minutes: float = Field(
+        0.0,
+        ge=0,
+        description="Stops earlier than max_steps when exceeded (0: no limit); the manifest then says so.",
+    )
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=1, description="Share of micrographs held out, by micrograph."
+    )
+    symmetry: str = Field(
+        "C1", pattern=r"^(C|D)[1-9][0-9]*$|^T$|^O$|^I[1-4]?$", description="RELION point group."
+    )
+    augment: AugmentSettings = Field(default_factory=AugmentSettings, description="Augmentations.")
+    init_from: str = Field(
+        "", description="Checkpoint folder to start from; shared by both halves, and said so."
+    )
+    imagenet_weights: str = Field(
+        "auto",
+        description="auto: torchvision's, when they can be had; none; or the path of a .pth/.safetensors file.",
+    )
+
+
+class InferenceSettings(Settings):
+    """How a worker predicts."""
+
+    batch_size: int = Field(64, ge=1, description="Images per forward pass; the last batch is padded to it.")
+    top_k: int = Field(3, ge=1, le=50, description="Distinct poses kept per particle, best first.")
+    device: Device = Field("auto", description="auto takes CUDA where there is one.")
+    precision: Precision = Field("float32", description="bfloat16 runs the backbone in bfloat16.")
+    threads: int = Field(
+        0, ge=0, description="CPU threads of one worker; 0: cores shared among trainer and workers."
+    )

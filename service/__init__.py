@@ -1,0 +1,1 @@
+"""The daemon's processes. Imports `cesped_stream`, never the reverse."""

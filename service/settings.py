@@ -1,0 +1,119 @@
+"""Settings of a session: command line > environment > TOML > default. An unknown key is an error."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cesped_stream.settings import InferenceSettings, Settings, TrainingSettings
+
+
+class LandingSettings(Settings):
+    """What lands and where."""
+
+    folder: Path = Field(
+        description="Landing folder: star files in it (at any depth) are ingested as they settle."
+    )
+    image_root: Path | None = Field(
+        None,
+        description="Folder that rlnImageName is relative to; default: the star's folder, else the parent of it "
+        "that makes the stack exist (ambiguous: refused).",
+    )
+    allowed_roots: tuple[Path, ...] = Field(
+        (),
+        description="Folders that stacks may lie under after symlinks are followed; default: landing folder and image root.",
+    )
+    aligned: str = Field(
+        "",
+        description="Path or glob, relative to the landing folder, of the aligned stars; default: rows whose angles "
+        "are present and whose tilt is not constant.",
+    )
+    scan_seconds: float = Field(2.0, gt=0, le=600, description="Time between scans of the landing folder.")
+    settle_seconds: float = Field(
+        4.0,
+        ge=0,
+        le=3600,
+        description="A file is settled when two scans at least this far apart see "
+        "no change. A `<star>.done` file beside a star settles it at once.",
+    )
+    stack_timeout_seconds: float = Field(
+        3600.0,
+        gt=0,
+        description="Rows whose stack is still incomplete after this are "
+        "quarantined with a reason; the rest go on.",
+    )
+
+
+class ServiceSettings(Settings):
+    """How the roles are run and linked."""
+
+    endpoint: str = Field(
+        "",
+        description="ZeroMQ endpoint of the coordinator; default: ipc in a 0700 runtime folder. "
+        "tcp needs CURVE keys and an allow-list.",
+    )
+    workers: int = Field(
+        1, ge=0, le=64, description="Workers that `cesped-stream run` starts on this machine."
+    )
+    lease_seconds: float = Field(
+        10.0, gt=0, le=600, description="Work per lease, in seconds at the worker's measured rate."
+    )
+    lease_expiry_seconds: float = Field(
+        120.0, gt=0, le=86400, description="A lease not answered by then goes to another worker."
+    )
+    heartbeat_seconds: float = Field(
+        1.0, gt=0, le=60, description="Time between heartbeats; a role silent for 6 of them is dead."
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=100, description="Tries of a batch's rows before they are quarantined."
+    )
+    shard_rows: int = Field(
+        50_000, ge=1, description="Rows at which the open poses.star is sealed as a shard."
+    )
+    shard_seconds: float = Field(3600.0, gt=0, description="Age at which it is sealed.")
+    commit_seconds: float = Field(
+        0.5, ge=0, le=60, description="Results are committed together at most this often."
+    )
+    batch_rows: int = Field(
+        2000, ge=1, description="Rows of one internal batch at most: a large star is split."
+    )
+    free_disk_megabytes: int = Field(
+        500, ge=0, description="Below this much free disk the coordinator pauses until there is more."
+    )
+
+
+class SessionSettings(BaseSettings):
+    """Everything a session needs; saved as `<session>/session.toml` at its first start."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CESPED_STREAM_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    session: Path = Field(description="Session folder: all that the daemon writes.")
+    ledger_folder: Path | None = Field(
+        None, description="Folder of ledger.sqlite, on a local disk; default: <session>/state."
+    )
+    half_mode: Literal["gold_standard", "cross_half"] = Field(
+        "gold_standard",
+        description="gold_standard: a particle's pose comes only from its own half's model. cross_half: from the "
+        "other half's (the paper's benchmark protocol).",
+    )
+    min_aligned_per_half: int = Field(
+        1000, ge=1, description="Aligned rows per half-set that training needs."
+    )
+    aligned_quiet_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="No new aligned row for this long before training starts; "
+        "a `.done` marker beside the aligned star ends the wait.",
+    )
+    checkpoint: str = Field(
+        "",
+        description="Published checkpoint folder to infer with from the start; no training then "
+        "unless asked for.",
+    )
+    landing: LandingSettings
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    inference: InferenceSettings = Field(default_factory=InferenceSettings)
+    service: ServiceSettings = Field(default_factory=ServiceSettings)
