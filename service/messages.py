@@ -154,6 +154,34 @@ class Goodbye(Message):
     incarnation: str
 
 
+class HelloAgain(Message):
+    """The coordinator does not know this incarnation (it was restarted, or gave the role up): say hello again."""
+
+    kind: Literal["hello_again"] = "hello_again"
+
+
+ControlAction = Literal["status", "reinfer", "requeue", "train", "drain", "stop"]
+
+
+class Control(Message):
+    """A request of the command line. `argument`: the checkpoint id or folder of a reinfer ("": the one in use), the
+    batch number or star path of a requeue ("": everything that is quarantined), else unused."""
+
+    kind: Literal["control"] = "control"
+    action: ControlAction
+    argument: str = ""
+
+
+class ControlReply(Message):
+    """What became of a Control: `text` in words; `status` is the SessionStatus as JSON where that was asked for."""
+
+    kind: Literal["control_reply"] = "control_reply"
+    action: ControlAction
+    ok: bool
+    text: str = ""
+    status: str = ""
+
+
 AnyMessage = Annotated[
     Hello
     | Welcome
@@ -167,7 +195,10 @@ AnyMessage = Annotated[
     | TrainingOrder
     | TrainingProgress
     | TrainingDone
-    | Goodbye,
+    | Goodbye
+    | HelloAgain
+    | Control
+    | ControlReply,
     Field(discriminator="kind"),
 ]
 MESSAGE: TypeAdapter[AnyMessage] = TypeAdapter(AnyMessage)

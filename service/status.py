@@ -1,0 +1,112 @@
+"""What a session is doing, in one frozen model: `status.json`, the status command and the demo's progress read it."""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+
+class SessionState(StrEnum):
+    """State of the session as a whole."""
+
+    WAITING_FOR_ROWS = "waiting for rows"
+    COLLECTING_ALIGNED = "collecting aligned rows"
+    TRAINING = "training"
+    INFERRING = "inferring"
+    UP_TO_DATE = "up to date"
+    PAUSED = "paused"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class RoleState(StrEnum):
+    """State of one worker or trainer, as the coordinator sees it."""
+
+    IDLE = "idle"
+    WORKING = "working"
+    SILENT = "silent"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RoleStatus(_Part):
+    role: str
+    name: str
+    incarnation: str
+    pid: int
+    device: str
+    state: RoleState
+    says: str
+    """The state that its heartbeat names."""
+    seconds_since_heard: float
+    progress: int
+    particles_per_second: float
+    leased_rows: int
+
+
+class LatencyStatus(_Part):
+    """Seconds from a row's last byte (star or stack) to its pose on disk; None while there is no such row."""
+
+    num_rows: int
+    p50_seconds: float | None
+    p95_seconds: float | None
+
+
+class CheckpointStatus(_Part):
+    checkpoint_id: str
+    folder: str
+    rows: int
+    """Rows whose committed pose came from it."""
+
+
+class TrainingStatus(_Part):
+    training_id: int
+    state: str
+    num_rows: int
+    step: int
+    max_steps: int
+    validation_error_deg: tuple[float, ...]
+    seconds: float | None
+    checkpoint_id: str
+
+
+class SessionStatus(_Part):
+    """Counts are particles unless the name says otherwise. landed = posed + unposed + pending + leased + quarantined."""
+
+    session: str
+    pid: int
+    host: str
+    state: SessionState
+    landed: int
+    posed: int
+    """Rows with a pose on disk, given and predicted."""
+    given: int
+    predicted: int
+    unposed: int
+    """Flagged images: on disk in unposed.star."""
+    pending: int
+    leased: int
+    waiting_for_stack: int
+    """Rows of a settled star whose stack is not complete: not yet in the ledger, and no part of landed."""
+    quarantined: int
+    quarantined_stars: int
+    duplicates: int
+    conflicts: int
+    likely_copies: int
+    refused_results: int
+    stars: int
+    stars_waiting: int
+    aligned_per_half: tuple[int, int]
+    min_aligned_per_half: int
+    half_mode: str
+    training: TrainingStatus | None
+    checkpoint: CheckpointStatus | None
+    reinfer_shards_left: int
+    shards: int
+    landed_per_second: float
+    posed_per_second: float
+    latency: LatencyStatus
+    latency_with_model: LatencyStatus
+    roles: tuple[RoleStatus, ...]
+    problems: tuple[str, ...]
