@@ -21,9 +21,7 @@ _IMAGE_TO_HEAD: Final = Rotation.from_euler("X", -90, degrees=True).as_matrix()
 
 def euler_deg_to_rotation(rot_deg: ArrayLike, tilt_deg: ArrayLike, psi_deg: ArrayLike) -> Float64:
     """Return rotations `(n, 3, 3)` that left-multiply image xyz and give map xyz, from RELION angles `(n,)`."""
-    angles = np.stack(
-        np.broadcast_arrays(*(np.asarray(a, np.float64) for a in (rot_deg, tilt_deg, psi_deg))), -1
-    )
+    angles = np.stack(np.broadcast_arrays(*(np.asarray(a, np.float64) for a in (rot_deg, tilt_deg, psi_deg))), -1)
     return np.asarray(Rotation.from_euler("ZYZ", angles.reshape(-1, 3), degrees=True).as_matrix(), np.float64)
 
 

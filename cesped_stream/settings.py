@@ -1,8 +1,8 @@
 """Settings of the library's stages, typed, bounded and described; the description is the documentation. No torch."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Device = Literal["auto", "cuda", "cpu"]
 Precision = Literal["float32", "bfloat16"]
@@ -40,31 +40,19 @@ class PreprocessSettings(Settings):
 class ModelSettings(Settings):
     """Image2Sphere (CESPED paper, Appendix B). The presets are in `MODEL_PRESETS`."""
 
-    backbone: Literal["resnet18", "resnet50", "resnet152"] = Field(
-        "resnet18", description="torchvision ResNet."
-    )
-    backbone_stages: int = Field(
-        4, ge=2, le=4, description="ResNet stages kept: 4 is all, 3 ends after layer3."
-    )
-    backbone_width: int = Field(
-        64, ge=8, le=64, description="Channels of the first stage; 64 is torchvision's."
-    )
+    backbone: Literal["resnet18", "resnet50", "resnet152"] = Field("resnet18", description="torchvision ResNet.")
+    backbone_stages: int = Field(4, ge=2, le=4, description="ResNet stages kept: 4 is all, 3 ends after layer3.")
+    backbone_width: int = Field(64, ge=8, le=64, description="Channels of the first stage; 64 is torchvision's.")
     stem: Literal["imagenet", "small"] = Field(
         "imagenet", description="imagenet: 7x7 stride 2 and max pooling; small: 5x5 stride 2 without pooling."
     )
     lmax: int = Field(8, ge=1, le=12, description="Highest degree of the spherical harmonics.")
-    projector_channels: int = Field(
-        512, ge=8, description="Channels after the 1x1 convolution, before the sphere."
-    )
-    sphere_order: int = Field(
-        3, ge=1, le=4, description="HEALPix order of the sphere that features are put on."
-    )
+    projector_channels: int = Field(512, ge=8, description="Channels after the 1x1 convolution, before the sphere.")
+    sphere_order: int = Field(3, ge=1, le=4, description="HEALPix order of the sphere that features are put on.")
     sphere_coverage: float = Field(
         0.9, gt=0, le=1, description="Share of the hemisphere's radius that the image covers."
     )
-    sphere_dropout: float = Field(
-        0.5, ge=0, lt=1, description="Share of the sphere's points left out in training."
-    )
+    sphere_dropout: float = Field(0.5, ge=0, lt=1, description="Share of the sphere's points left out in training.")
     s2_channels: int = Field(16, ge=1, description="Filters of the S2 convolution (its output channels).")
     so3_activation_resolution: int = Field(10, ge=3, le=16, description="Resolution of e3nn's SO3Activation.")
     grid_order: int = Field(4, ge=1, le=5, description="HEALPix order of the SO(3) grid of the logits.")
@@ -79,6 +67,7 @@ MODEL_PRESETS: dict[str, tuple[ModelSettings, PreprocessSettings]] = {
         ModelSettings(
             backbone="resnet18",
             backbone_stages=3,
+            backbone_width=32,
             stem="small",
             lmax=6,
             projector_channels=256,
@@ -93,72 +82,111 @@ MODEL_PRESETS: dict[str, tuple[ModelSettings, PreprocessSettings]] = {
 class AugmentSettings(Settings):
     """The paper's augmentations (Appendix B): ranges and probabilities."""
 
-    shift_fraction: float = Field(
-        0.05, ge=0, le=0.5, description="Largest shift, as a share of the image side."
-    )
+    shift_fraction: float = Field(0.05, ge=0, le=0.5, description="Largest shift, as a share of the image side.")
     shift_probability: float = Field(0.5, ge=0, le=1, description="Probability of a random shift.")
-    rotation_deg: float = Field(
-        20.0, ge=0, le=180, description="Largest in-plane rotation besides quarter turns."
-    )
+    rotation_deg: float = Field(20.0, ge=0, le=180, description="Largest in-plane rotation besides quarter turns.")
     rotation_probability: float = Field(0.5, ge=0, le=1, description="Probability of that rotation.")
-    quarter_turn_probability: float = Field(
-        1.0, ge=0, le=1, description="Probability of a random 90 degree turn."
-    )
+    quarter_turn_probability: float = Field(1.0, ge=0, le=1, description="Probability of a random 90 degree turn.")
     uniform_noise_scale: float = Field(2.0, ge=0, description="Largest scale of added uniform noise.")
     uniform_noise_probability: float = Field(0.2, ge=0, le=1, description="Probability of uniform noise.")
     gaussian_noise_std: float = Field(0.5, ge=0, description="Largest std of added Gaussian noise.")
     gaussian_noise_probability: float = Field(0.2, ge=0, le=1, description="Probability of Gaussian noise.")
     zoom_fraction: float = Field(0.05, ge=0, le=0.5, description="Largest zoom-in.")
     zoom_probability: float = Field(0.2, ge=0, le=1, description="Probability of a zoom-in.")
-    erase_fraction: float = Field(
-        0.02, ge=0, le=0.5, description="Largest erased patch, as a share of the area."
-    )
+    erase_fraction: float = Field(0.02, ge=0, le=0.5, description="Largest erased patch, as a share of the area.")
     erase_probability: float = Field(0.1, ge=0, le=1, description="Probability of erasing a patch.")
 
 
-class TrainingSettings(Settings):
-    """How the trainer fine-tunes one model per half-set."""
+TRAINING_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "small": {
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "weight_decay": 1e-2,
+        "max_steps": 1500,
+        "augment": {
+            "shift_probability": 0.0,
+            "rotation_deg": 180.0,
+            "rotation_probability": 1.0,
+            "quarter_turn_probability": 0.0,
+            "uniform_noise_probability": 0.0,
+            "gaussian_noise_probability": 0.0,
+            "zoom_probability": 0.0,
+            "erase_probability": 0.0,
+        },
+    },
+}
+"""What a preset sets where the user sets nothing: `paper` is Appendix B, `small` learns in minutes on two cores."""
 
-    preset: Literal["paper", "small"] = Field("small", description="Model and preprocessing preset.")
-    seed: int = Field(
-        0, ge=0, description="Seeds initial weights, batches, augmentation and the validation split."
+
+class TrainingSettings(Settings):
+    """How the trainer fine-tunes one model per half-set. Defaults shown are the `paper` preset's."""
+
+    preset: Literal["paper", "small"] = Field(
+        "small", description="Model, preprocessing and the defaults of every training setting below."
     )
+    model: ModelSettings | None = Field(None, description="Model settings in place of the preset's.")
+    preprocess: PreprocessSettings | None = Field(None, description="Preprocessing settings in place of the preset's.")
+    seed: int = Field(0, ge=0, description="Seeds initial weights, batches, augmentation and validation split.")
     batch_size: int = Field(64, ge=1, description="Images per optimiser step.")
     optimizer: Literal["radam", "adamw"] = Field(
-        "radam", description="RAdam is the paper's; AdamW suits short runs."
+        "radam", description="RAdam is the paper's; AdamW (small preset) suits short runs."
     )
     schedule: Literal["plateau", "cosine"] = Field(
         "plateau",
-        description="plateau halves the rate when validation stagnates (paper); cosine ends at max_steps.",
+        description="plateau halves the rate when validation stagnates and keeps the best epoch (paper); cosine "
+        "(small preset) anneals until max_steps, or until max_minutes where that comes first, and keeps the last.",
     )
     learning_rate: float = Field(1e-3, gt=0, description="Initial (plateau) or peak (cosine) learning rate.")
     weight_decay: float = Field(1e-5, ge=0, description="Weight decay.")
-    max_steps: int = Field(100_000, ge=1, description="Optimiser steps at most, per half.")
+    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up of the cosine schedule.")
+    max_steps: int = Field(1_000_000, ge=1, description="Optimiser steps at most, per half.")
     steps_per_epoch: int = Field(
-        0, ge=0, description="Steps between validations and resume points; 0: one pass."
+        0, ge=0, description="Steps between validations and resume points; 0: one pass over the half's rows."
     )
     max_epochs: int = Field(400, ge=1, description="Epochs at most.")
     plateau_epochs: int = Field(10, ge=1, description="Epochs without improvement before the rate is halved.")
-    stop_epochs: int = Field(12, ge=1, description="Epochs without improvement before training stops.")
+    stop_epochs: int = Field(12, ge=1, description="Epochs without improvement before training stops (plateau).")
     max_minutes: float = Field(
         0.0,
         ge=0,
         description="Stops earlier than max_steps when exceeded (0: no limit); the manifest then says so.",
     )
     validation_fraction: float = Field(
-        0.1, ge=0, lt=1, description="Share of micrographs held out, by micrograph."
+        0.1, ge=0, lt=1, description="Share of rows held out for validation, by whole micrographs."
     )
     symmetry: str = Field(
-        "C1", pattern=r"^(C|D)[1-9][0-9]*$|^T$|^O$|^I[1-4]?$", description="RELION point group."
+        "C1",
+        pattern=r"^(C|D)[1-9][0-9]*$|^T$|^O$|^I[1-4]?$",
+        description="Point group in RELION's orientation.",
     )
     augment: AugmentSettings = Field(default_factory=AugmentSettings, description="Augmentations.")
-    init_from: str = Field(
-        "", description="Checkpoint folder to start from; shared by both halves, and said so."
-    )
+    init_from: str = Field("", description="Checkpoint folder to start from; shared by both halves, and said so.")
     imagenet_weights: str = Field(
         "auto",
         description="auto: torchvision's, when they can be had; none; or the path of a .pth/.safetensors file.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_what_is_unset(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        preset = TRAINING_PRESETS.get(data.get("preset", "small"), {})
+        augment = data.get("augment", {})
+        if "augment" in preset and isinstance(augment, dict):
+            data = {**data, "augment": {**preset["augment"], **augment}}
+        return {**preset, **data}
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        """The model's settings: given ones, else the preset's."""
+        return self.model or MODEL_PRESETS[self.preset][0]
+
+    @property
+    def preprocess_settings(self) -> PreprocessSettings:
+        """The preprocessing's settings: given ones, else the preset's."""
+        return self.preprocess or MODEL_PRESETS[self.preset][1]
 
 
 class InferenceSettings(Settings):
@@ -168,6 +196,4 @@ class InferenceSettings(Settings):
     top_k: int = Field(3, ge=1, le=50, description="Distinct poses kept per particle, best first.")
     device: Device = Field("auto", description="auto takes CUDA where there is one.")
     precision: Precision = Field("float32", description="bfloat16 runs the backbone in bfloat16.")
-    threads: int = Field(
-        0, ge=0, description="CPU threads of one worker; 0: cores shared among trainer and workers."
-    )
+    threads: int = Field(0, ge=0, description="CPU threads of one worker; 0: cores shared among trainer and workers.")

@@ -12,9 +12,7 @@ from cesped_stream.settings import InferenceSettings, Settings, TrainingSettings
 class LandingSettings(Settings):
     """What lands and where."""
 
-    folder: Path = Field(
-        description="Landing folder: star files in it (at any depth) are ingested as they settle."
-    )
+    folder: Path = Field(description="Landing folder: star files in it (at any depth) are ingested as they settle.")
     image_root: Path | None = Field(
         None,
         description="Folder that rlnImageName is relative to; default: the star's folder, else the parent of it "
@@ -40,8 +38,7 @@ class LandingSettings(Settings):
     stack_timeout_seconds: float = Field(
         3600.0,
         gt=0,
-        description="Rows whose stack is still incomplete after this are "
-        "quarantined with a reason; the rest go on.",
+        description="Rows whose stack is still incomplete after this are quarantined with a reason; the rest go on.",
     )
 
 
@@ -53,9 +50,7 @@ class ServiceSettings(Settings):
         description="ZeroMQ endpoint of the coordinator; default: ipc in a 0700 runtime folder. "
         "tcp needs CURVE keys and an allow-list.",
     )
-    workers: int = Field(
-        1, ge=0, le=64, description="Workers that `cesped-stream run` starts on this machine."
-    )
+    workers: int = Field(1, ge=0, le=64, description="Workers that `cesped-stream run` starts on this machine.")
     lease_seconds: float = Field(
         10.0, gt=0, le=600, description="Work per lease, in seconds at the worker's measured rate."
     )
@@ -65,19 +60,11 @@ class ServiceSettings(Settings):
     heartbeat_seconds: float = Field(
         1.0, gt=0, le=60, description="Time between heartbeats; a role silent for 6 of them is dead."
     )
-    max_attempts: int = Field(
-        3, ge=1, le=100, description="Tries of a batch's rows before they are quarantined."
-    )
-    shard_rows: int = Field(
-        50_000, ge=1, description="Rows at which the open poses.star is sealed as a shard."
-    )
+    max_attempts: int = Field(3, ge=1, le=100, description="Tries of a batch's rows before they are quarantined.")
+    shard_rows: int = Field(50_000, ge=1, description="Rows at which the open poses.star is sealed as a shard.")
     shard_seconds: float = Field(3600.0, gt=0, description="Age at which it is sealed.")
-    commit_seconds: float = Field(
-        0.5, ge=0, le=60, description="Results are committed together at most this often."
-    )
-    batch_rows: int = Field(
-        2000, ge=1, description="Rows of one internal batch at most: a large star is split."
-    )
+    commit_seconds: float = Field(0.5, ge=0, le=60, description="Results are committed together at most this often.")
+    batch_rows: int = Field(2000, ge=1, description="Rows of one internal batch at most: a large star is split.")
     free_disk_megabytes: int = Field(
         500, ge=0, description="Below this much free disk the coordinator pauses until there is more."
     )
@@ -99,9 +86,7 @@ class SessionSettings(BaseSettings):
         description="gold_standard: a particle's pose comes only from its own half's model. cross_half: from the "
         "other half's (the paper's benchmark protocol).",
     )
-    min_aligned_per_half: int = Field(
-        1000, ge=1, description="Aligned rows per half-set that training needs."
-    )
+    min_aligned_per_half: int = Field(1000, ge=1, description="Aligned rows per half-set that training needs.")
     aligned_quiet_seconds: float = Field(
         30.0,
         ge=0,
@@ -110,8 +95,7 @@ class SessionSettings(BaseSettings):
     )
     checkpoint: str = Field(
         "",
-        description="Published checkpoint folder to infer with from the start; no training then "
-        "unless asked for.",
+        description="Published checkpoint folder to infer with from the start; no training then unless asked for.",
     )
     landing: LandingSettings
     training: TrainingSettings = Field(default_factory=TrainingSettings)

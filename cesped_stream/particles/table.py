@@ -100,9 +100,7 @@ class ParticleTable:
     def column(self, label: str) -> list[str]:
         """Return a column's texts; InvalidStarError names the file where it has none."""
         if label not in self.labels:
-            raise InvalidStarError(
-                f"{self.source or 'star'}: no column {label}; it has {', '.join(self.labels)}"
-            )
+            raise InvalidStarError(f"{self.source or 'star'}: no column {label}; it has {', '.join(self.labels)}")
         k = self.labels.index(label)
         return [row[k] for row in self.rows]
 
@@ -175,9 +173,7 @@ class ParticleTable:
             try:
                 return np.array([random_subset_to_half_set(value) for value in given], np.int8)
             except ValueError as error:
-                raise InvalidStarError(
-                    f"{self.source or 'star'}: {error}; remove the column or correct it"
-                ) from None
+                raise InvalidStarError(f"{self.source or 'star'}: {error}; remove the column or correct it") from None
         return np.array([_stable_half(name) for name in self.micrographs()], np.int8)
 
     def micrographs(self) -> list[str]:
