@@ -12,7 +12,7 @@ PROTOCOL_VERSION: Literal[1] = 1
 
 
 class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     version: Literal[1] = PROTOCOL_VERSION
 
 

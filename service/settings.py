@@ -50,6 +50,11 @@ class ServiceSettings(Settings):
         description="ZeroMQ endpoint of the coordinator; default: ipc in a 0700 runtime folder. "
         "tcp needs CURVE keys and an allow-list.",
     )
+    curve_folder: Path | None = Field(
+        None,
+        description="CURVE keys of a tcp endpoint, made with `cesped-stream keys`. On the coordinator's machine: "
+        "coordinator.key_secret and the allow-list allowed/*.key; on a worker's: client.key_secret, coordinator.key.",
+    )
     workers: int = Field(1, ge=0, le=64, description="Workers that `cesped-stream run` starts on this machine.")
     lease_seconds: float = Field(
         10.0, gt=0, le=600, description="Work per lease, in seconds at the worker's measured rate."
