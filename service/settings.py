@@ -20,7 +20,8 @@ class LandingSettings(Settings):
     )
     allowed_roots: tuple[Path, ...] = Field(
         (),
-        description="Folders that stacks may lie under after symlinks are followed; default: landing folder and image root.",
+        description="Folders that stacks may lie under after symlinks are followed; default: landing folder and "
+        "image root.",
     )
     aligned: str = Field(
         "",
