@@ -21,6 +21,11 @@ KERNEL_NUM_ALPHA = 8
 KERNEL_NUM_BETA = 3
 
 
+def _sizes(lmax: int) -> list[int]:
+    """Return 2l + 1 for l = 0 .. lmax."""
+    return [2 * degree + 1 for degree in range(lmax + 1)]
+
+
 def so3_size(lmax: int) -> int:
     """Return the number of coefficients of a signal on SO(3): sum_l (2l + 1)**2."""
     return (lmax + 1) * (2 * lmax + 1) * (2 * lmax + 3) // 3
@@ -28,7 +33,8 @@ def so3_size(lmax: int) -> int:
 
 def flat_wigner(lmax: int, alpha: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
     """Return sqrt(2l + 1) D^l, flattened and joined over l: `(..., sum_l (2l + 1)**2)`."""
-    blocks = [math.sqrt(2 * l + 1) * o3.wigner_D(l, alpha, beta, gamma).flatten(-2) for l in range(lmax + 1)]
+    sizes = _sizes(lmax)
+    blocks = [math.sqrt(n) * o3.wigner_D(n // 2, alpha, beta, gamma).flatten(-2) for n in sizes]
     return torch.cat(blocks, dim=-1)
 
 
@@ -58,10 +64,10 @@ class S2Convolution(nn.Module):
         """Return `(b, out_channels, sum_l (2l + 1)**2)` of coefficients `((lmax + 1)**2, b, in_channels)`."""
         batch = signal.shape[1]
         kernel = self.filters @ self.points
-        blocks = []
-        for l in range(self.lmax + 1):
-            part = slice(l * l, (l + 1) ** 2)
-            size = 2 * l + 1
+        blocks, start = [], 0
+        for size in _sizes(self.lmax):
+            part = slice(start, start + size)
+            start += size
             product = signal[part].reshape(size * batch, -1) @ kernel[:, :, part].flatten(1)
             block = product.view(size, batch, self.out_channels, size)
             blocks.append(block.permute(1, 2, 3, 0).reshape(batch, self.out_channels, size * size))
@@ -69,17 +75,20 @@ class S2Convolution(nn.Module):
 
 
 class SO3Convolution(nn.Module):
-    """Correlates signals on SO(3) with filters that live near the identity: SO(3) in, SO(3) out."""
+    """Correlates signals on SO(3) with filters that live near the identity: SO(3) in, SO(3) out.
+
+    `initial_std` is that of the filters' values at the start (the published model's is 1).
+    """
 
     points: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, lmax: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, lmax: int, *, initial_std: float = 1.0) -> None:
         super().__init__()
         self.lmax, self.in_channels, self.out_channels = lmax, in_channels, out_channels
         wigner = flat_wigner(lmax, *near_identity_angles())
-        self.filters = nn.Parameter(torch.randn(in_channels, out_channels, len(wigner)))
-        degrees = torch.cat([torch.full(((2 * l + 1) ** 2,), 2.0 * l + 1) for l in range(lmax + 1)])
-        scale = (len(wigner) * in_channels * degrees.double()).rsqrt()
+        self.filters = nn.Parameter(initial_std * torch.randn(in_channels, out_channels, len(wigner)))
+        fan_in = torch.cat([torch.full((n * n,), float(in_channels * n)).double() for n in _sizes(lmax)])
+        scale = (len(wigner) * fan_in).rsqrt()
         self.register_buffer("points", (wigner * scale).float(), persistent=False)
 
     def forward(self, signal: Tensor) -> Tensor:
@@ -87,8 +96,7 @@ class SO3Convolution(nn.Module):
         batch = len(signal)
         kernel = self.filters @ self.points
         blocks, start = [], 0
-        for l in range(self.lmax + 1):
-            size = 2 * l + 1
+        for size in _sizes(self.lmax):
             part = slice(start, start + size * size)
             start += size * size
             inputs = signal[:, :, part].reshape(batch, self.in_channels * size, size)
@@ -174,12 +182,11 @@ def _polar_blocks(lmax: int, beta: Tensor) -> tuple[Tensor, Tensor]:
     weights = torch.zeros(degrees, degrees, degrees, 2, 2, len(beta), 2, 2, dtype=torch.float64)
     zero = torch.zeros_like(beta)
     start = 0
-    for l in range(degrees):
-        size = 2 * l + 1
-        wigner = math.sqrt(size) * o3.wigner_D(l, zero, beta, zero)  # rows and columns: frequencies l .. -l
+    for degree, size in enumerate(_sizes(lmax)):
+        wigner = math.sqrt(size) * o3.wigner_D(degree, zero, beta, zero)  # rows, columns: frequencies l .. -l
         for p, q in np.ndindex(size, size):
-            m, n = l - p, l - q
-            slot = (abs(m), abs(n), l, int(m < 0), int(n < 0))
+            m, n = degree - p, degree - q
+            slot = (abs(m), abs(n), degree, int(m < 0), int(n < 0))
             gather[slot] = start + p * size + q
             # D(alpha, beta, gamma) = X(alpha) d(beta) X(gamma): X has cos(m a) on, sin(m a) across the diagonal
             alpha_terms = ((p, 0, 1.0), (size - 1 - p, 1, math.copysign(1, m)))

@@ -39,9 +39,7 @@ class ThreeChannels(nn.Module):
         """Return `(b, 3, s, s)` from `(b, 1, s, s)`; the border is mirrored about its outermost pixel."""
         padded = functional.pad(images, (_RADIUS,) * 4, mode="reflect")
         columns = functional.conv2d(padded, self.kernels[:, None, :, None])
-        return torch.cat(
-            [images, functional.conv2d(columns, self.kernels[:, None, None, :], groups=2)], dim=1
-        )
+        return torch.cat([images, functional.conv2d(columns, self.kernels[:, None, None, :], groups=2)], dim=1)
 
 
 class Encoder(nn.Module):

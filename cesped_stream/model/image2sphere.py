@@ -9,6 +9,10 @@ from cesped_stream.model.projector import SphereProjector
 from cesped_stream.settings import ModelSettings
 from cesped_stream.so3.harmonics import SO3Synthesis
 
+# With the published 1 the first logits spread by about 20 and hundreds of steps go into unlearning them. Small preset,
+# 4,000 easy ribosome images, 400 steps of 64: mean/median error 106/121 deg with 1, 22/11 with 0.05.
+_OUTPUT_STD = 0.05
+
 
 class SphereHead(nn.Module):
     """From a feature map to logits on the SO(3) grid; turning the map by 90 degrees moves the logits exactly."""
@@ -21,7 +25,7 @@ class SphereHead(nn.Module):
             settings.projector_channels, settings.s2_channels, lmax, settings.sphere_order
         )
         self.activation = SO3Activation(lmax, settings.so3_activation_resolution)
-        self.so3_convolution = SO3Convolution(settings.s2_channels, 1, lmax)
+        self.so3_convolution = SO3Convolution(settings.s2_channels, 1, lmax, initial_std=_OUTPUT_STD)
         self.synthesis = SO3Synthesis(lmax, settings.grid_order)
 
     def forward(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:

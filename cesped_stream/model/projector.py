@@ -21,9 +21,7 @@ def sphere_angles(order: int) -> tuple[Tensor, Tensor]:
 
 def sphere_harmonics(alpha: Tensor, beta: Tensor, lmax: int) -> Tensor:
     """Return e3nn's real harmonics `(points, (lmax + 1)**2)`, component normalisation, float64."""
-    harmonics: Tensor = o3.spherical_harmonics_alpha_beta(
-        list(range(lmax + 1)), alpha, beta, normalization="component"
-    )
+    harmonics: Tensor = o3.spherical_harmonics_alpha_beta(list(range(lmax + 1)), alpha, beta, normalization="component")
     return harmonics
 
 
@@ -88,6 +86,7 @@ class SphereProjector(nn.Module):
         if self.sampling.shape[1] != side * side:
             centre = (side - 1) / 2
             rows, columns = (centre * (1 + u.cpu()) for u in (self.unit_rows, self.unit_columns))
-            matrix = bilinear_matrix(rows, columns, side) * self.taper.cpu()[:, None]
-            self.sampling = matrix.float().to(self.harmonics.device)
+            with torch.inference_mode(False):  # else a later training step could not use it
+                matrix = bilinear_matrix(rows, columns, side) * self.taper.cpu()[:, None]
+                self.sampling = matrix.float().to(self.harmonics.device)
         return self.sampling
