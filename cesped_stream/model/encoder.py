@@ -88,10 +88,14 @@ class Encoder(nn.Module):
         weights = imagenet_weights(self.settings, source)
         if weights is None:
             return False
+        self.load_weights(weights)
+        return True
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Take what `imagenet_weights` gave for these settings; the small stem keeps its own first convolution."""
         own = self.state_dict()
         usable = {k: v for k, v in weights.items() if k in own and not (k == "conv1.weight" and self._own_stem)}
         self.load_state_dict({**own, **usable})
-        return True
 
     @property
     def _own_stem(self) -> bool:
