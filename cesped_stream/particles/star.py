@@ -1,0 +1,314 @@
+"""RELION star files of particles: read whole, streamed, or as they grow; written whole or row by row.
+
+The reader is strict where starfile is not: a star that is cut anywhere is not accepted.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cesped_stream.durable import write_whole
+from cesped_stream.errors import InvalidStarError, NotSettledError, TransientError, UnreachableFileError
+from cesped_stream.particles.star_header import HeaderReader, StarHeader, is_block_line
+from cesped_stream.particles.star_lines import CompleteLines, quoted, split_cells
+from cesped_stream.particles.star_normalise import Rows, normalised
+from cesped_stream.particles.table import OPTICS_GROUP_LABEL, OpticsGroup, ParticleTable
+
+ROWS_PER_TABLE: Final = 2000
+
+NEUTRAL_VALUES: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("rlnMicrographName", "rlnGroupName", "rlnImageName", "rlnImageOriginalName"), "None"),
+    **dict.fromkeys(("rlnOpticsGroupName", "rlnMtfFileName", "rlnCtfImage", "rlnBodyStarFile"), "None"),
+    **dict.fromkeys(("rlnCtfScalefactor", "rlnNormCorrection", "rlnMaxValueProbDistribution"), "1.000000"),
+    **dict.fromkeys(("rlnMagMat00", "rlnMagMat11"), "1.000000"),
+    **dict.fromkeys(("rlnClassNumber", "rlnGroupNumber"), "1"),
+    **dict.fromkeys(("rlnNrOfSignificantSamples", "rlnCtfDataAreCtfPremultiplied"), "0"),
+    **dict.fromkeys(("rlnCtfDataArePhaseFlipped", "rlnBeamTiltClass"), "0"),
+    **dict.fromkeys(("rlnOddZernike", "rlnEvenZernike"), "[]"),
+    "rlnImageDimensionality": "2",
+}
+"""Text for a column that a row lacks; "0.000000" for any label not named here. rlnRandomSubset has no neutral value:
+it stands on every row or on none."""
+
+
+class PrefixChanged(TransientError):
+    """Rows of a growing star that were accepted before now read differently: scan it again from its start."""
+
+
+@dataclass(frozen=True)
+class StarPrefix:
+    """How far a growing star has been accepted: its first `length` bytes, with their hash, hold `num_rows` rows."""
+
+    length: int
+    sha256: str
+    header: StarHeader
+    num_rows: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return the prefix as JSON can hold it."""
+        return {
+            "length": self.length,
+            "sha256": self.sha256,
+            "num_rows": self.num_rows,
+            "header": self.header.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "StarPrefix":
+        """Return the prefix that `to_json` gave; KeyError, TypeError or ValueError for anything else."""
+        header = StarHeader.from_json(data["header"])
+        return cls(int(data["length"]), str(data["sha256"]), header, int(data["num_rows"]))
+
+
+def read_star(path: Path) -> ParticleTable:
+    """Return all rows of a complete particle star.
+
+    Raises NotSettledError where it is cut or has no row yet, InvalidStarError where it is wrong, and
+    UnreachableFileError.
+    """
+    tables = list(iter_star(path))
+    return concatenated(tables) if len(tables) > 1 else tables[0]
+
+
+def iter_star(path: Path, *, rows_per_table: int = ROWS_PER_TABLE) -> Iterator[ParticleTable]:
+    """Yield the rows of a complete star in tables of at most `rows_per_table`; errors as `read_star`.
+
+    Memory does not grow with the number of rows. A star without rows gives one empty table.
+    """
+    with _opened(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        stream.seek(max(0, size - 1))
+        if size == 0 or stream.read(1) != b"\n":
+            _refuse_foreign(stream, path)
+            raise NotSettledError(f"{path}: no newline at its end, so its last row may be cut; is it being written?")
+        stream.seek(0)
+        tail = _Tail(stream, size, str(path), rows_per_table)
+        found = False
+        for table, _ in tail.tables(None):
+            found = True
+            yield table
+        if tail.lines.rest:
+            raise NotSettledError(f"{path}: zero bytes among its rows; is it being written?")
+        if not found:
+            yield tail.empty_table()
+
+
+def read_tail(
+    path: Path, prefix: StarPrefix | None, *, rows_per_table: int = ROWS_PER_TABLE
+) -> Iterator[tuple[ParticleTable, StarPrefix]]:
+    """Yield the rows of a growing star that came after `prefix` (None: its start), each table with the new prefix.
+
+    Only rows that end in a newline are taken; what follows them waits for the next call. Raises PrefixChanged where
+    the accepted bytes are not those of before, InvalidStarError, UnreachableFileError.
+    """
+    with _opened(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        digest = hashlib.sha256()
+        if prefix is None:
+            _refuse_foreign(stream, path)
+        else:
+            _check_prefix(stream, prefix, digest, path)
+        tail = _Tail(stream, size - (prefix.length if prefix else 0), str(path), rows_per_table, digest)
+        yield from tail.tables(prefix)
+
+
+def tail_is_blank(path: Path, prefix: StarPrefix) -> bool:
+    """Return whether nothing but empty lines or another data block follows the accepted rows: no row is cut."""
+    with _opened(path) as stream:
+        stream.seek(prefix.length)
+        for line in CompleteLines(stream, max(0, os.fstat(stream.fileno()).st_size - prefix.length), str(path)):
+            if line.strip():
+                return is_block_line(line.strip())
+        return stream.tell() == prefix.length or _ends_with_newline(stream)
+
+
+def _ends_with_newline(stream: BinaryIO) -> bool:
+    stream.seek(-1, os.SEEK_END)
+    return stream.read(1) == b"\n"
+
+
+class _Tail:
+    """Tables of the complete rows in the next `limit` bytes of a stream."""
+
+    def __init__(
+        self, stream: BinaryIO, limit: int, where: str, rows_per_table: int, digest: "hashlib._Hash | None" = None
+    ) -> None:
+        self.lines = CompleteLines(stream, limit, where)
+        self._where = where
+        self._rows_per_table = rows_per_table
+        self._digest = digest
+        self._header = HeaderReader(where)
+
+    def tables(self, prefix: StarPrefix | None) -> Iterator[tuple[ParticleTable, StarPrefix]]:
+        lines = iter(self.lines)
+        pending: list[bytes] = []
+        if prefix is None:
+            header = self._header.read(lines)
+            if header is None:
+                return
+            prefix = StarPrefix(0, "", header, 0)
+            pending = self._header.consumed
+            assert self._header.first_row is not None
+            lines = _chained(self._header.first_row, lines)
+        rows: list[tuple[str, ...]] = []
+        for line in lines:
+            cells = split_cells(line, self._where)
+            is_row = bool(cells) and cells[0][0:1] != "#"
+            if is_row and len(cells) != len(prefix.header.labels):
+                if is_block_line(line.strip()):
+                    break
+                self._refuse_row(cells, prefix, len(rows))
+            if is_row and len(rows) == self._rows_per_table:
+                table, prefix = self._accepted(prefix, rows, pending)
+                yield table, prefix
+                rows, pending = [], []
+            pending.append(line)
+            if is_row:
+                rows.append(cells)
+        if rows:
+            yield self._accepted(prefix, rows, pending)
+
+    def empty_table(self) -> ParticleTable:
+        header = self._header.empty_table()
+        if header is None:
+            blocks = ", ".join(f"data_{name}" for name in self._header.names) or "no data block"
+            raise NotSettledError(f"{self._where}: no particle row yet (found: {blocks}); is it being written?")
+        return normalised(Rows(self._where, header, [], 0))
+
+    def _accepted(
+        self, prefix: StarPrefix, rows: list[tuple[str, ...]], pending: list[bytes]
+    ) -> tuple[ParticleTable, StarPrefix]:
+        table = normalised(Rows(self._where, prefix.header, rows, prefix.num_rows))
+        data = b"\n".join(pending) + b"\n"
+        sha256 = ""
+        if self._digest is not None:
+            self._digest.update(data)
+            sha256 = self._digest.hexdigest()
+        return table, StarPrefix(prefix.length + len(data), sha256, prefix.header, prefix.num_rows + len(rows))
+
+    def _refuse_row(self, cells: Sequence[str], prefix: StarPrefix, rows: int) -> None:
+        raise InvalidStarError(
+            f"{self._where}: row {prefix.num_rows + rows + 1} has {len(cells)} values for "
+            f"{len(prefix.header.labels)} labels"
+        )
+
+
+def _chained(first: bytes, lines: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from lines
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        if not path.is_file():
+            raise UnreachableFileError(f"{path}: no such file, or no regular one; was it moved?")
+        return open(path, "rb")
+    except OSError as error:
+        raise UnreachableFileError(
+            f"{path}: {error.strerror}; is its mount there, and may this user read it?"
+        ) from None
+
+
+def _refuse_foreign(stream: BinaryIO, path: Path) -> None:
+    """Raise InvalidStarError for a file that can never become a star; leave the stream at its start."""
+    stream.seek(0)
+    head = stream.read(4096)
+    stream.seek(0)
+    if head.startswith(b"\x93NUMPY") or head.startswith(b"\x89HDF"):
+        raise InvalidStarError(
+            f"{path}: a cryoSPARC dataset (.cs), not a star; convert it with csparc2star.py of pyem and give that star"
+        )
+    if head.startswith(b"\xef\xbb\xbf"):
+        raise InvalidStarError(f"{path}: starts with a byte order mark; save it as plain UTF-8")
+    text = head.lstrip()
+    start = text[:5]
+    if text and not text.startswith(b"\0") and not text.startswith(b"#") and not b"data_".startswith(start):
+        raise InvalidStarError(f"{path}: starts with {head[:16]!r}, not with a data_ block; is this a star file?")
+
+
+def _check_prefix(stream: BinaryIO, prefix: StarPrefix, digest: "hashlib._Hash", path: Path) -> None:
+    left = prefix.length
+    while left and (block := stream.read(min(left, 1 << 20))):
+        digest.update(block)
+        left -= len(block)
+    if left or digest.hexdigest() != prefix.sha256:
+        raise PrefixChanged(f"{path}: its first {prefix.num_rows} rows changed since they were read; read it again")
+
+
+def union_of_labels(a: Sequence[str], b: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels of `a`, then those that only `b` has."""
+    return tuple(dict.fromkeys((*a, *b)))
+
+
+def renumber(
+    groups: Iterable[Sequence[OpticsGroup]],
+) -> tuple[tuple[OpticsGroup, ...], list[NDArray[np.int64]]]:
+    """Return the distinct optics groups of several tables, and for each table where its groups stand among them."""
+    place: dict[OpticsGroup, int] = {}
+    index = [np.array([place.setdefault(g, len(place)) for g in of_table], np.int64) for of_table in groups]
+    return tuple(place), index
+
+
+def concatenated(tables: Sequence[ParticleTable]) -> ParticleTable:
+    """Return the rows of tables with equal labels as one table."""
+    optics, places = renumber(table.optics for table in tables)
+    rows = [row for table in tables for row in table.rows]
+    index = np.concatenate([place[table.optics_index] for place, table in zip(places, tables, strict=True)])
+    return replace(tables[0], rows=rows, optics=optics, optics_index=index)
+
+
+def optics_block(optics: Sequence[OpticsGroup]) -> bytes:
+    """Return `data_optics`; the groups are numbered from 1 in the order given, their columns are the union."""
+    labels: tuple[str, ...] = ()
+    for group in optics:
+        labels = union_of_labels(labels, [label for label, _ in group.values])
+    lines = [_header("optics", (OPTICS_GROUP_LABEL, *labels))]
+    for number, group in enumerate(optics, 1):
+        texts = {"rlnOpticsGroupName": f"opticsGroup{number}", **dict(group.values)}
+        cells = [texts.get(label, NEUTRAL_VALUES.get(label, "0.000000")) for label in labels]
+        lines.append(_line((str(number), *cells)))
+    return b"".join([*lines, b"\n"])
+
+
+def particles_header(labels: Sequence[str]) -> bytes:
+    """Return the head of `data_particles` for rows that `row_line` makes; rlnOpticsGroup is added as the last label."""
+    return _header("particles", (*labels, OPTICS_GROUP_LABEL))
+
+
+def row_line(cells: Sequence[str], optics_number: int) -> bytes:
+    """Return one particle row with its newline; `optics_number` counts from 1. ValueError for an unwritable text."""
+    return _line((*cells, str(optics_number)))
+
+
+def star_bytes(table: ParticleTable) -> bytes:
+    """Return the table as a RELION 3.1 star, with all its optics groups."""
+    lines = [optics_block(table.optics), particles_header(table.labels)]
+    lines += map(row_line, table.rows, (table.optics_index + 1).tolist())
+    return b"".join([*lines, b"\n"])
+
+
+def write_star(path: Path, table: ParticleTable) -> None:
+    """Write the table as a RELION 3.1 star that appears whole. Raises OSError."""
+    write_whole(path, star_bytes(table))
+
+
+def _header(block: str, labels: Sequence[str]) -> bytes:
+    lines = [f"_{label} #{number}" for number, label in enumerate(labels, 1)]
+    return "\n".join(["", "# version 30001", "", f"data_{block}", "", "loop_", *lines, ""]).encode()
+
+
+_PLAIN = re.compile(r"[^\s\"'#]\S*(?: [^\s\"'#]\S*)*").fullmatch
+
+
+def _line(cells: tuple[str, ...]) -> bytes:
+    line = " ".join(cells)
+    if len(line.split(" ")) != len(cells) or not _PLAIN(line):
+        line = " ".join(map(quoted, cells))
+    return line.encode() + b"\n"
