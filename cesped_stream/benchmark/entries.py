@@ -1,0 +1,106 @@
+"""Entries: aligned particle sets with known poses, in CESPED's layout or as any star file."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import quote
+
+from cesped_stream.conventions import half_set_to_random_subset
+from cesped_stream.errors import InvalidStarError, UnreachableFileError
+from cesped_stream.particles.stack_paths import resolve_stack
+from cesped_stream.particles.stacks import parse_image_name
+from cesped_stream.particles.star import NEUTRAL_VALUES, concatenated, read_star, union_of_labels
+from cesped_stream.particles.table import ParticleTable
+
+STACK_LABEL = "cestreamStack"
+SUBSET_LABEL = "rlnRandomSubset"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Star files with poses whose rows together are one data set."""
+
+    name: str
+    folder: Path
+    stars: tuple[Path, ...]
+    """One star, or CESPED's two: particles_0.star (half-set 0) and particles_1.star (half-set 1)."""
+    symmetry: str = "C1"
+
+    def particles(self) -> ParticleTable:
+        """Return all rows, half 0 first, with each stack's absolute path in `cestreamStack`.
+
+        Rows of CESPED's two stars get the rlnRandomSubset that their file says, where they have none. Raises
+        InvalidStarError for a star, ForbiddenPathError or UnreachableFileError for a stack it cannot use.
+        """
+        tables = [_with_stacks(read_star(star), star) for star in self.stars]
+        if len(tables) == 1:
+            return tables[0]
+        halves = [_with_subset(table, half) for half, table in enumerate(tables)]
+        return concatenated(_with_equal_labels(halves, self.stars))
+
+
+def open_entry(path: Path) -> Entry:
+    """Return the entry at `path`: a folder in CESPED's layout, a folder with one star file, or a star file.
+
+    The symmetry is that of info_0.json (`{"symmetry": "C2"}`), C1 where there is none.
+    """
+    if path.is_file():
+        return Entry(path.stem, path.parent, (path,))
+    if not path.is_dir():
+        raise UnreachableFileError(f"{path}: no such entry; give an entry's folder or a star file")
+    halves = tuple(path / f"particles_{half}.star" for half in (0, 1))
+    present = [star for star in halves if star.is_file()]
+    if len(present) == 1:
+        missing = next(star.name for star in halves if star not in present)
+        raise UnreachableFileError(f"{path}: {missing} is missing; an entry has both halves")
+    stars = halves if present else tuple(sorted(path.glob("*.star")))
+    if not present and len(stars) != 1:
+        raise UnreachableFileError(
+            f"{path}: neither particles_0.star and particles_1.star nor exactly one star file "
+            f"({len(stars)} found); name the star file"
+        )
+    return Entry(path.name, path, stars, _symmetry(path))
+
+
+def _symmetry(folder: Path) -> str:
+    info = folder / "info_0.json"
+    if not info.is_file():
+        return "C1"
+    try:
+        return str(json.loads(info.read_text())["symmetry"]).upper()
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidStarError(f'{info}: {error!r}; it should read {{"symmetry": "C1"}}') from None
+
+
+def _with_stacks(table: ParticleTable, star: Path) -> ParticleTable:
+    stacks: dict[str, str] = {}
+    column = []
+    for text in table.column("rlnImageName"):
+        name = parse_image_name(text)[1]
+        if name not in stacks:
+            stacks[name] = quote(str(resolve_stack(name, star=star, image_root=None, allowed_roots=(star.parent,))))
+        column.append(stacks[name])
+    return table.with_columns({STACK_LABEL: column})
+
+
+def _with_subset(table: ParticleTable, half: int) -> ParticleTable:
+    if SUBSET_LABEL in table:
+        return table
+    return replace(table, source="").with_columns({SUBSET_LABEL: [str(half_set_to_random_subset(half))] * len(table)})
+
+
+def _with_equal_labels(tables: list[ParticleTable], stars: tuple[Path, ...]) -> list[ParticleTable]:
+    """Fill columns that one table lacks with RELION's neutral values; angles must be in all tables or in none."""
+    labels: tuple[str, ...] = ()
+    for table in tables:
+        labels = union_of_labels(labels, table.labels)
+    filled = []
+    for table, star in zip(tables, stars, strict=True):
+        absent = [label for label in labels if label not in table]
+        if angles := [label for label in absent if label.startswith("rlnAngle")]:
+            raise InvalidStarError(
+                f"{star}: no column {', '.join(angles)}, which the other half-set's star has; add it"
+            )
+        whole = table.with_columns({label: [NEUTRAL_VALUES.get(label, "0.000000")] * len(table) for label in absent})
+        filled.append(replace(whole, labels=labels, rows=list(zip(*map(whole.column, labels), strict=True))))
+    return filled

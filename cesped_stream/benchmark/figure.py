@@ -1,0 +1,200 @@
+"""One figure of a streamed session: particles, orientations, errors and progress."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import healpy
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+Images = NDArray[np.float32]
+
+BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#8a8f98", "#222222"
+_STYLE_SIZE = 9.5
+_MOLLWEIDE_NSIDE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Rows of images to show above one another, one column a particle."""
+
+    rows: tuple[tuple[str, Images], ...]
+    """(what it is, images `(n, box, box)`), top row first."""
+    errors_deg: Float64
+    """Angular error `(n,)` of each shown particle."""
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """Particle counts against seconds since the replay began, all `(t,)`."""
+
+    seconds: Float64
+    landed: NDArray[np.int64]
+    inferred: NDArray[np.int64]
+    marks: tuple[tuple[float, str], ...] = ()
+    """Moments to name, e.g. (215.0, "model published")."""
+
+
+@dataclass(frozen=True, eq=False)
+class FigureData:
+    """What the figure shows; a panel whose data are None or empty is left out with a word."""
+
+    title: str
+    subtitle: str
+    rotations: Float64
+    """Predicted pose rotations `(n, 3, 3)`."""
+    errors_by_half_deg: tuple[Float64, ...]
+    random_errors_deg: Float64
+    """Errors `(m,)` of a predictor that guesses uniformly at random, with the entry's symmetry."""
+    gallery: Gallery | None = None
+    timeline: Timeline | None = None
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def draw_figure(data: FigureData) -> Figure:
+    """Return the figure: gallery on top, then orientations, errors, and counts against time."""
+    figure = Figure(figsize=(15, 10.4), facecolor="white", layout=None)
+    FigureCanvasAgg(figure)
+    figure.text(0.035, 0.968, data.title, fontsize=17, weight="bold", color=INK, va="center")
+    figure.text(0.035, 0.941, data.subtitle, fontsize=10.5, color="#555555", va="center")
+    grid = figure.add_gridspec(
+        2, 3, height_ratios=[1.12, 1], left=0.05, right=0.975, top=0.905, bottom=0.075, hspace=0.24, wspace=0.2
+    )
+    _draw_gallery(figure, grid[0, :], data.gallery)
+    _draw_orientations(figure, grid[1, 0], data.rotations)
+    _draw_errors(figure.add_subplot(grid[1, 1]), data.errors_by_half_deg, data.random_errors_deg)
+    _draw_timeline(figure.add_subplot(grid[1, 2]), data.timeline)
+    for k, note in enumerate(data.notes):
+        figure.text(0.035, 0.024 - 0.014 * k, note, fontsize=8.5, color="#555555", va="center")
+    return figure
+
+
+def save_figure(data: FigureData, path: Path) -> None:
+    """Draw and save as PNG."""
+    draw_figure(data).savefig(path, dpi=130)
+
+
+def random_error_density(degrees: Float64) -> Float64:
+    """Return the density per degree of a random predictor's angular error without symmetry: (1 - cos t) / pi per
+    radian on [0, 180]."""
+    return np.asarray((1 - np.cos(np.deg2rad(degrees))) / 180.0, np.float64)
+
+
+def _draw_gallery(figure: Figure, place: SubplotSpec, gallery: Gallery | None) -> None:
+    if gallery is None or not len(gallery.errors_deg):
+        axes = figure.add_subplot(place)
+        _say_nothing_to_show(axes, "no streamed particle with a pose")
+        return
+    columns = len(gallery.errors_deg)
+    inner = place.subgridspec(len(gallery.rows), columns, hspace=0.05, wspace=0.05)
+    for row, (label, images) in enumerate(gallery.rows):
+        for column in range(columns):
+            axes = figure.add_subplot(inner[row, column])
+            low, high = np.percentile(images[column], [0.5, 99.5])
+            axes.imshow(images[column], cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+            if column == 0:
+                axes.set_ylabel(label, fontsize=_STYLE_SIZE, color=INK)
+            if row == 0:
+                axes.set_title(f"{gallery.errors_deg[column]:.1f}°", fontsize=_STYLE_SIZE, color=INK, pad=4)
+
+
+def _draw_orientations(figure: Figure, place: SubplotSpec, rotations: Float64) -> None:
+    axes = figure.add_subplot(place, projection="mollweide")
+    axes.set_title("Views of the streamed particles (predicted)", fontsize=11, color=INK, pad=12)
+    if not len(rotations):
+        return
+    counts = view_counts(rotations)
+    lon, lat = np.linspace(-np.pi, np.pi, 361), np.linspace(-np.pi / 2, np.pi / 2, 181)
+    lon_centre, lat_centre = np.meshgrid((lon[1:] + lon[:-1]) / 2, (lat[1:] + lat[:-1]) / 2)
+    pixels = healpy.ang2pix(_MOLLWEIDE_NSIDE, np.pi / 2 - lat_centre, lon_centre % (2 * np.pi))
+    relative = counts[pixels] / counts.mean()
+    mesh = axes.pcolormesh(lon, lat, relative, cmap="viridis", vmin=0, rasterized=True, shading="flat")
+    axes.grid(True, color="white", alpha=0.25, linewidth=0.5)
+    axes.set_xticks(np.deg2rad([-120, -60, 0, 60, 120]))
+    axes.set_xticklabels(["−120°", "−60°", "rot 0°", "60°", "120°"], fontsize=7.5, color="white")
+    axes.set_yticks(np.deg2rad([-60, -30, 0, 30, 60]))
+    axes.set_yticklabels(["tilt 150°", "120°", "90°", "60°", "30°"], fontsize=7.5)
+    bar = figure.colorbar(mesh, ax=axes, orientation="horizontal", fraction=0.045, pad=0.08, aspect=35)
+    bar.set_label("density relative to uniform", fontsize=_STYLE_SIZE)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+
+
+def view_counts(rotations: Float64) -> Float64:
+    """Return how many view axes fall on each HEALPix pixel (nside 8, RING), `(768,)`, smoothed over neighbours."""
+    axis = rotations[:, :, 2]
+    pixels = healpy.vec2pix(_MOLLWEIDE_NSIDE, axis[:, 0], axis[:, 1], axis[:, 2])
+    counts = np.bincount(pixels, minlength=healpy.nside2npix(_MOLLWEIDE_NSIDE)).astype(np.float64)
+    around = healpy.get_all_neighbours(_MOLLWEIDE_NSIDE, np.arange(len(counts)))
+    present = around >= 0
+    return np.asarray((2 * counts + (counts[around] * present).sum(0)) / (2 + present.sum(0)), np.float64)
+
+
+def _draw_errors(axes: Axes, by_half: tuple[Float64, ...], random_errors: Float64) -> None:
+    edges = np.arange(0, 181, 3.0)
+    together = np.concatenate([np.zeros(0), *by_half])
+    _title(axes, "Angular error of the streamed particles", "degrees", "share per degree")
+    if len(together):
+        weights = np.full(len(together), 1 / (len(together) * 3.0))
+        axes.hist(
+            together,
+            edges.tolist(),
+            weights=weights,
+            color=BLUE,
+            alpha=0.85,
+            label=f"predicted (n = {len(together):,})",
+        )
+        for half, (errors, style) in enumerate(zip(by_half, ("-", "--"), strict=False)):
+            if len(errors):
+                axes.step(*_outline(errors, edges), color=INK, linewidth=0.9, linestyle=style, label=f"half {half}")
+        median = float(np.median(together))
+        axes.axvline(median, color=ORANGE, linewidth=1.6, label=f"median {median:.1f}°")
+    density, _ = np.histogram(random_errors, edges, density=True)
+    axes.plot((edges[1:] + edges[:-1]) / 2, density, color=GREY, linewidth=2, label="random predictor")
+    axes.set_xlim(0, 180)
+    axes.set_xticks(range(0, 181, 30))
+    axes.legend(frameon=False, fontsize=_STYLE_SIZE)
+
+
+def _outline(errors: Float64, edges: Float64) -> tuple[Float64, Float64]:
+    density, _ = np.histogram(errors, edges)
+    return edges, np.append(density, 0) / (len(errors) * (edges[1] - edges[0]))
+
+
+def _draw_timeline(axes: Axes, timeline: Timeline | None) -> None:
+    _title(axes, "Landed and posed", "seconds since the first file", "particles")
+    if timeline is None or not len(timeline.seconds):
+        _say_nothing_to_show(axes, "not recorded")
+        return
+    axes.fill_between(timeline.seconds, timeline.inferred, timeline.landed, color=GREY, alpha=0.18, linewidth=0)
+    axes.plot(timeline.seconds, timeline.landed, color=GREY, linewidth=2, label="landed")
+    axes.plot(timeline.seconds, timeline.inferred, color=GREEN, linewidth=2, label="with a pose on disk")
+    top = max(1, int(timeline.landed.max()))
+    for seconds, text in timeline.marks:
+        axes.axvline(seconds, color=ORANGE, linewidth=1.2, linestyle=":")
+        axes.text(seconds, top * 0.03, f" {text}", rotation=90, fontsize=8.5, color="#8a5a00", va="bottom", ha="right")
+    axes.set_ylim(0, top * 1.06)
+    axes.set_xlim(0, float(timeline.seconds[-1]) or 1)
+    axes.legend(frameon=False, fontsize=_STYLE_SIZE, loc="upper left")
+
+
+def _title(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=11, color=INK)
+    axes.set_xlabel(x, fontsize=_STYLE_SIZE)
+    axes.set_ylabel(y, fontsize=_STYLE_SIZE)
+    axes.tick_params(labelsize=8.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _say_nothing_to_show(axes: Axes, why: str) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=GREY)
