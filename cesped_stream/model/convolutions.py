@@ -19,6 +19,7 @@ KERNEL_MAX_BETA = math.pi / 8
 KERNEL_MAX_GAMMA = 2 * math.pi
 KERNEL_NUM_ALPHA = 8
 KERNEL_NUM_BETA = 3
+_VECTOR = 16
 
 
 def _sizes(lmax: int) -> list[int]:
@@ -47,6 +48,16 @@ def near_identity_angles() -> tuple[Tensor, Tensor, Tensor]:
     return a, b, g - a
 
 
+def _rows_product(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return ``rows @ weights`` such that a row's bits do not depend on its place among the rows.
+
+    MKL's kernels for few or odd columns round differently from row to row (measured, AVX-512); whole vectors do not.
+    """
+    columns = weights.shape[1]
+    padded = functional.pad(weights, (0, -columns % _VECTOR))
+    return (rows @ padded)[:, :columns]
+
+
 class S2Convolution(nn.Module):
     """Correlates signals on the sphere with filters of global support: sphere in, SO(3) out."""
 
@@ -68,7 +79,7 @@ class S2Convolution(nn.Module):
         for size in _sizes(self.lmax):
             part = slice(start, start + size)
             start += size
-            product = signal[part].reshape(size * batch, -1) @ kernel[:, :, part].flatten(1)
+            product = _rows_product(signal[part].reshape(size * batch, -1), kernel[:, :, part].flatten(1))
             block = product.view(size, batch, self.out_channels, size)
             blocks.append(block.permute(1, 2, 3, 0).reshape(batch, self.out_channels, size * size))
         return torch.cat(blocks, dim=-1)
@@ -99,10 +110,12 @@ class SO3Convolution(nn.Module):
         for size in _sizes(self.lmax):
             part = slice(start, start + size * size)
             start += size * size
-            inputs = signal[:, :, part].reshape(batch, self.in_channels * size, size)
+            inputs = signal[:, :, part].view(batch, self.in_channels, size, size).permute(0, 3, 1, 2)
             weights = kernel[:, :, part].reshape(self.in_channels, self.out_channels, size, size)
-            weights = weights.permute(1, 3, 0, 2).reshape(self.out_channels * size, self.in_channels * size)
-            blocks.append((weights @ inputs).view(batch, self.out_channels, size * size))
+            weights = weights.transpose(1, 2).reshape(self.in_channels * size, self.out_channels * size)
+            product = _rows_product(inputs.reshape(batch * size, self.in_channels * size), weights)
+            block = product.view(batch, size, self.out_channels, size).permute(0, 2, 3, 1)
+            blocks.append(block.reshape(batch, self.out_channels, size * size))
         return torch.cat(blocks, dim=-1)
 
 
@@ -148,7 +161,7 @@ class SO3Activation(nn.Module):
     def to_grid(self, signal: Tensor) -> Tensor:
         """Return values `(n, beta, alpha, gamma)` of signals `(n, sum_l (2l + 1)**2)`."""
         n, degrees = len(signal), self.lmax + 1
-        picked = functional.pad(signal, (0, 1))[:, self.gather].view(n, degrees**2, 4 * degrees)
+        picked = functional.pad(signal, (0, 1)).index_select(1, self.gather).view(n, degrees**2, 4 * degrees)
         polar = torch.bmm(picked.transpose(0, 1), self.to_polar)
         polar = polar.view(degrees, degrees, n, self.num_polar, 2, 2).permute(2, 3, 0, 4, 1, 5)
         polar = polar.reshape(n, self.num_polar, 2 * degrees, 2 * degrees)
@@ -161,7 +174,7 @@ class SO3Activation(nn.Module):
         polar = polar.view(n, self.num_polar, degrees, 2, degrees, 2).permute(2, 4, 0, 1, 3, 5)
         polar = polar.reshape(degrees**2, n, 4 * self.num_polar)
         picked = torch.bmm(polar, self.from_polar).transpose(0, 1).reshape(n, -1)
-        return picked[:, self.scatter]
+        return picked.index_select(1, self.scatter)
 
 
 def _fejer_weights(beta: Tensor) -> Tensor:
