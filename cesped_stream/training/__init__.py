@@ -1,1 +1,1 @@
-
+"""Fine-tuning one Image2Sphere per half-set on aligned particles: deterministic, resumable, one job for both halves."""
