@@ -72,7 +72,10 @@ class TrainingStatus(_Part):
 
 
 class SessionStatus(_Part):
-    """Counts are particles unless the name says otherwise. landed = posed + unposed + pending + leased + quarantined."""
+    """Counts are particles unless the name says otherwise.
+
+    landed = posed + unposed + pending + leased + quarantined.
+    """
 
     session: str
     pid: int
@@ -90,6 +93,8 @@ class SessionStatus(_Part):
     waiting_for_stack: int
     """Rows of a settled star whose stack is not complete: not yet in the ledger, and no part of landed."""
     quarantined: int
+    refused_rows: int
+    """Rows that were refused or whose stack never came: each in a reason file, and no part of landed."""
     quarantined_stars: int
     duplicates: int
     conflicts: int

@@ -1,0 +1,178 @@
+"""Poses of some rows of a batch, and the star rows that they become."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cesped_stream.particles.flags import ImageFlag
+from cesped_stream.particles.stacks import STACK_LABEL
+from cesped_stream.particles.star import NEUTRAL_VALUES, read_star, union_of_labels
+from cesped_stream.particles.table import ParticleTable
+
+from .session import SessionFolder
+
+Float64 = NDArray[np.float64]
+
+ANGLE_LABELS = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+ORIGIN_LABELS = ("rlnOriginXAngst", "rlnOriginYAngst")
+OWN_LABELS = (
+    "cestreamConfidence",
+    "cestreamCheckpoint",
+    "cestreamProposer",
+    "cestreamStatus",
+    "cestreamRevision",
+    "cestreamTopPoses",
+)
+NO_CHECKPOINT = "none"
+
+
+@dataclass(frozen=True, eq=False)
+class Poses:
+    """A result's arrays, as the message `Result` describes them; n rows, k poses a row."""
+
+    euler_deg: Float64
+    confidence: Float64
+    top_euler_deg: Float64
+    top_probability: Float64
+    flag: NDArray[np.uint8]
+    digest: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """Rows [first_row, first_row + num_rows) of a batch, ready to commit. `poses` is None for given poses.
+
+    `shard_id` and `position` say which committed rows are redone; shard_id 0 is a first pose.
+    """
+
+    batch_id: int
+    first_row: int
+    num_rows: int
+    poses: Poses | None = None
+    lease_id: int = 0
+    checkpoint_id: str = NO_CHECKPOINT
+    proposer: str = "given"
+    worker: str = ""
+    compute_seconds: float = 0.0
+    shard_id: int = 0
+    position: int = 0
+    conflicting: frozenset[int] = field(default_factory=frozenset)
+    """Rows (within the batch) whose pixels are not those that were seen before: the first pose stays."""
+
+    def posed(self) -> NDArray[np.bool_]:
+        """Return `(n,)`: the row has a pose (its image is not flagged)."""
+        if self.poses is None:
+            return np.ones(self.num_rows, np.bool_)
+        return np.asarray(self.poses.flag == 0, np.bool_)
+
+
+def pose_cells(finished: Finished, row: int, revision: int) -> dict[str, str]:
+    """Return the predicted columns of one row of a result, formatted so that equal poses give equal bytes."""
+    poses = finished.poses
+    assert poses is not None
+    own = {
+        "cestreamConfidence": f"{poses.confidence[row]:.6f}",
+        "cestreamCheckpoint": finished.checkpoint_id,
+        "cestreamProposer": finished.proposer,
+        "cestreamStatus": "predicted",
+        "cestreamRevision": str(revision),
+        "cestreamTopPoses": "[]",
+    }
+    if poses.flag[row]:
+        return own | {
+            "cestreamConfidence": "0.000000",
+            "cestreamStatus": ImageFlag(int(poses.flag[row])).status,
+        }
+    angles = {label: f"{a:.6f}" for label, a in zip(ANGLE_LABELS, poses.euler_deg[row], strict=True)}
+    modes = np.concatenate([poses.top_euler_deg[row], poses.top_probability[row, :, None]], axis=1)
+    own["cestreamTopPoses"] = "[" + ",".join(f"{number:.6f}" for number in modes.ravel()) + "]"
+    return angles | own
+
+
+def output_tables(table: ParticleTable, finished: Finished) -> tuple[ParticleTable, ParticleTable]:
+    """Return (rows with a pose, rows without) of `table`, the finished rows of a batch star, with their columns."""
+    if finished.poses is None:
+        return _given_table(table.without([STACK_LABEL])), table.select([])
+    posed = finished.posed()
+    plain = table.without([STACK_LABEL])
+    cells = [pose_cells(finished, row, 0) for row in range(len(table))]
+    with_pose = _with_cells(_with_origins(plain.select(np.flatnonzero(posed))), _picked(cells, posed))
+    flagged = plain.select(np.flatnonzero(~posed)).without(ANGLE_LABELS)
+    return with_pose, _with_cells(flagged, _picked(cells, ~posed))
+
+
+def _picked(cells: list[dict[str, str]], which: NDArray[np.bool_]) -> list[dict[str, str]]:
+    return [cell for cell, keep in zip(cells, which, strict=True) if keep]
+
+
+def _with_cells(table: ParticleTable, cells: list[dict[str, str]]) -> ParticleTable:
+    labels = list(cells[0]) if cells else []
+    return table.with_columns({label: [cell[label] for cell in cells] for label in labels})
+
+
+def _with_origins(table: ParticleTable) -> ParticleTable:
+    missing = [label for label in ORIGIN_LABELS if label not in table]
+    angles = [label for label in ANGLE_LABELS if label not in table]
+    return table.with_columns({label: ["0.000000"] * len(table) for label in (*angles, *missing)})
+
+
+def _given_table(table: ParticleTable) -> ParticleTable:
+    table = _with_origins(table)
+    modes = zip(*(table.numbers(label) for label in ANGLE_LABELS), table.confidences(), strict=True)
+    return table.with_columns(
+        {
+            "cestreamConfidence": [f"{number:.6f}" for number in table.confidences()],
+            "cestreamCheckpoint": [NO_CHECKPOINT] * len(table),
+            "cestreamProposer": ["given"] * len(table),
+            "cestreamStatus": ["given"] * len(table),
+            "cestreamRevision": ["0"] * len(table),
+            "cestreamTopPoses": ["[" + ",".join(f"{number:.6f}" for number in mode) + "]" for mode in modes],
+        }
+    )
+
+
+def joined(tables: Sequence[ParticleTable]) -> ParticleTable:
+    """Return all rows in one table: union of the columns, RELION's neutral values, optics groups by content."""
+    labels = tables[0].labels
+    for table in tables[1:]:
+        labels = union_of_labels(labels, table.labels)
+    groups = {table.optics[k] for table in tables for k in set(table.optics_index.tolist())}
+    optics = {group: k for k, group in enumerate(sorted(groups, key=lambda group: group.values))}
+    rows: list[tuple[str, ...]] = []
+    numbers: list[int] = []
+    for table in tables:
+        rows.extend(aligned_to(labels, table))
+        numbers.extend(optics[table.optics[k]] for k in table.optics_index)
+    return ParticleTable(labels, rows, tuple(optics), np.array(numbers, np.int64))
+
+
+def aligned_to(labels: tuple[str, ...], table: ParticleTable) -> list[tuple[str, ...]]:
+    """Return the table's rows in the order of `labels`, with RELION's neutral value where it has no such column."""
+    if labels == table.labels:
+        return table.rows
+    place = {label: k for k, label in enumerate(table.labels)}
+    picks = [(place.get(label, -1), NEUTRAL_VALUES.get(label, "0.000000")) for label in labels]
+    return [tuple(row[k] if k >= 0 else neutral for k, neutral in picks) for row in table.rows]
+
+
+class BatchTables:
+    """Reads batch stars, keeping the last few in memory."""
+
+    def __init__(self, folder: SessionFolder, keep: int = 6) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._tables: OrderedDict[int, ParticleTable] = OrderedDict()
+
+    def __getitem__(self, batch_id: int) -> ParticleTable:
+        if batch_id not in self._tables:
+            self._tables[batch_id] = read_star(self._folder.batch_star(batch_id))
+            while len(self._tables) > self._keep:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(batch_id)
+        return self._tables[batch_id]
+
+    def rows(self, batch_id: int, first_row: int, num_rows: int) -> ParticleTable:
+        return self[batch_id].select(range(first_row, first_row + num_rows))

@@ -1,0 +1,215 @@
+"""Who works on which rows: roles as they are heard, pending rows, and leases that come back when a role falls silent."""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from .ledger import Ledger
+from .messages import Heartbeat, Hello
+from .settings import ServiceSettings
+
+SILENT_HEARTBEATS = 6
+LOSSES_PER_FAILURE = 5
+"""A lost lease (its worker died) may not be the rows' fault: five of them weigh as much as one failure."""
+LEASE_ID_BLOCK = 1000
+FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS = 1.0, 60.0
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows of one batch that are to be done. With a `shard_id`, rows at `position` of that shard are to be redone."""
+
+    batch_id: int
+    first_row: int
+    num_rows: int
+    shard_id: int = 0
+    position: int = 0
+    failures: int = 0
+    losses: int = 0
+    failing_since: float | None = None
+
+    def part(self, first: int, many: int) -> "Span":
+        """Return `many` rows from the `first`-th of this span."""
+        return replace(self, first_row=self.first_row + first, num_rows=many, position=self.position + first)
+
+    @property
+    def order(self) -> tuple[int, int, int, int]:
+        return (self.shard_id > 0, self.shard_id, self.batch_id, self.first_row)
+
+
+@dataclass
+class Member:
+    """One running worker or trainer."""
+
+    peer: bytes
+    role: Literal["worker", "trainer"]
+    name: str
+    incarnation: str
+    pid: int
+    device: str
+    last_heard: float
+    says: str = ""
+    progress: int = 0
+    particles_per_second: float = 0.0
+    lease_ids: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class LeaseInHand:
+    lease_id: int
+    span: Span
+    incarnation: str
+    checkpoint_id: str
+    expires: float
+
+
+class Members:
+    """The roles that said hello and are not silent for more than six heartbeats."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._silence_seconds = SILENT_HEARTBEATS * settings.heartbeat_seconds
+        self._members: dict[str, Member] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(list(self._members.values()))
+
+    def get(self, incarnation: str) -> Member | None:
+        return self._members.get(incarnation)
+
+    def hello(self, peer: bytes, message: Hello, now: float) -> list[Member]:
+        """Take a role in; return its former incarnations (same role and name), which are dead."""
+        former = [
+            member
+            for member in self
+            if (member.role, member.name) == (message.role, message.name) and member.incarnation != message.incarnation
+        ]
+        known = self._members.get(message.incarnation)
+        if known is not None:
+            known.peer, known.last_heard = peer, now
+        else:
+            self._members[message.incarnation] = Member(
+                peer, message.role, message.name, message.incarnation, message.pid, message.device, now
+            )
+        return former
+
+    def heartbeat(self, message: Heartbeat, now: float) -> None:
+        member = self._members.get(message.incarnation)
+        if member is not None:
+            member.last_heard, member.says, member.progress = now, message.state, message.progress
+
+    def silent(self, now: float) -> list[Member]:
+        return [member for member in self if now - member.last_heard > self._silence_seconds]
+
+    def remove(self, incarnation: str) -> None:
+        self._members.pop(incarnation, None)
+
+
+class PendingRows:
+    """Spans that wait for a worker, oldest batch first, rows to redo last; failed ones come back after a while."""
+
+    def __init__(self) -> None:
+        self._ready: list[tuple[tuple[int, int, int, int], Span]] = []
+        self._later: list[tuple[float, tuple[int, int, int, int], Span]] = []
+        self.num_rows = 0
+
+    def add(self, span: Span, not_before: float | None = None) -> None:
+        if span.shard_id == 0:
+            self.num_rows += span.num_rows
+        if not_before is None:
+            heapq.heappush(self._ready, (span.order, span))
+        else:
+            heapq.heappush(self._later, (not_before, span.order, span))
+
+    def take(self, max_rows: int, now: float) -> Span | None:
+        """Return at most `max_rows` rows of the first span, or None where nothing is ready."""
+        while self._later and self._later[0][0] <= now:
+            _, order, span = heapq.heappop(self._later)
+            heapq.heappush(self._ready, (order, span))
+        if not self._ready:
+            return None
+        _, span = heapq.heappop(self._ready)
+        if span.num_rows > max_rows:
+            rest = span.part(max_rows, span.num_rows - max_rows)
+            heapq.heappush(self._ready, (rest.order, rest))
+            span = span.part(0, max_rows)
+        if span.shard_id == 0:
+            self.num_rows -= span.num_rows
+        return span
+
+    def drop_redos(self) -> None:
+        """Forget the rows to redo (a newer request replaces them)."""
+        self._ready = [entry for entry in self._ready if entry[1].shard_id == 0]
+        self._later = [entry for entry in self._later if entry[2].shard_id == 0]
+        heapq.heapify(self._ready)
+        heapq.heapify(self._later)
+
+
+class Leases:
+    """Leases that are out. Ids are reserved in the ledger in blocks, so that none is ever given twice."""
+
+    def __init__(self, ledger: Ledger, settings: ServiceSettings) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._in_hand: dict[int, LeaseInHand] = {}
+        self._next_id = self._end_id = 0
+
+    def __iter__(self) -> Iterator[LeaseInHand]:
+        return iter(list(self._in_hand.values()))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are out for a first pose."""
+        return sum(lease.span.num_rows for lease in self if lease.span.shard_id == 0)
+
+    def grant(
+        self, pending: PendingRows, checkpoint_id: str, member: Member, max_rows: int, now: float
+    ) -> LeaseInHand | None:
+        """Lease the next rows to a worker, or return None where there are none."""
+        span = pending.take(max_rows, now)
+        if span is None:
+            return None
+        if self._next_id == self._end_id:
+            self._next_id = self._ledger.reserve_lease_ids(LEASE_ID_BLOCK)
+            self._end_id = self._next_id + LEASE_ID_BLOCK
+        expires = now + self._settings.lease_expiry_seconds
+        lease = LeaseInHand(self._next_id, span, member.incarnation, checkpoint_id, expires)
+        self._next_id += 1
+        self._in_hand[lease.lease_id] = lease
+        member.lease_ids.add(lease.lease_id)
+        return lease
+
+    def get(self, lease_id: int) -> LeaseInHand | None:
+        return self._in_hand.get(lease_id)
+
+    def remove(self, lease: LeaseInHand, member: Member | None) -> None:
+        self._in_hand.pop(lease.lease_id, None)
+        if member is not None:
+            member.lease_ids.discard(lease.lease_id)
+
+
+def lease_rows(settings: ServiceSettings, batch_size: int, particles_per_second: float) -> int:
+    """Return how many rows a lease holds: `lease_seconds` of the worker's rate, in whole inference batches."""
+    batches = int(particles_per_second * settings.lease_seconds // batch_size)
+    return max(1, batches) * batch_size
+
+
+def backoff_seconds(attempts: int) -> float:
+    return float(min(LAST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** (attempts - 1)))
+
+
+def after_failure(span: Span, *, transient: bool, now: float) -> Span:
+    """Return the span with one failure more; a failure that a retry can help with counts by time, not by number."""
+    since = now if span.failing_since is None else span.failing_since
+    return replace(span, failures=span.failures + (0 if transient else 1), failing_since=since)
+
+
+def after_loss(span: Span) -> Span:
+    return replace(span, losses=span.losses + 1)
+
+
+def is_hopeless(span: Span, settings: ServiceSettings, patience_seconds: float, now: float) -> bool:
+    """Return whether the rows failed often enough to be quarantined."""
+    tries = span.failures + span.losses / LOSSES_PER_FAILURE
+    too_long = span.failing_since is not None and now - span.failing_since > patience_seconds
+    return tries >= settings.max_attempts or too_long

@@ -1,0 +1,366 @@
+"""The ledger: which particle is where and what is committed, in SQLite (WAL, synchronous=FULL) on a local disk.
+
+One row a particle (identity to batch row, without rowid); whatever else a particle has is kept per batch or per run
+of rows, as one blob or one range, so that 7.2 million particles stay well under 1.5 GB.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cesped_stream.durable import Step
+from cesped_stream.errors import PermanentError
+
+SCHEMA_VERSION = 1
+GIVEN, PREDICT = "given", "predict"
+UNPOSED_PLACE = 0
+"""Place of rows in unposed.star; shards count from 1."""
+
+_SCHEMA = """
+CREATE TABLE counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE stacks(
+  stack_id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, inode INTEGER, size INTEGER, mtime_ns INTEGER,
+  mark_index INTEGER, mark BLOB);
+CREATE INDEX stacks_mark ON stacks(mark) WHERE mark IS NOT NULL;
+CREATE TABLE stars(
+  star_id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, signature TEXT NOT NULL DEFAULT '',
+  prefix TEXT NOT NULL DEFAULT '', rows_read INTEGER NOT NULL DEFAULT 0, aligned INTEGER NOT NULL DEFAULT 0,
+  refused_rows INTEGER NOT NULL DEFAULT 0, problem TEXT NOT NULL DEFAULT '');
+CREATE TABLE batches(
+  batch_id INTEGER PRIMARY KEY, star_id INTEGER NOT NULL, num_rows INTEGER NOT NULL, kind TEXT NOT NULL,
+  half_0 INTEGER NOT NULL, half_1 INTEGER NOT NULL, landed REAL NOT NULL, boot TEXT NOT NULL,
+  had_model INTEGER NOT NULL, complete INTEGER NOT NULL DEFAULT 0, declared BLOB NOT NULL);
+CREATE INDEX batches_open ON batches(batch_id) WHERE complete = 0;
+CREATE TABLE particles(
+  stack_id INTEGER NOT NULL, image_index INTEGER NOT NULL, batch_id INTEGER NOT NULL, batch_row INTEGER NOT NULL,
+  PRIMARY KEY(stack_id, image_index)) WITHOUT ROWID;
+CREATE TABLE runs(
+  batch_id INTEGER NOT NULL, first_row INTEGER NOT NULL, num_rows INTEGER NOT NULL, place INTEGER NOT NULL,
+  position INTEGER NOT NULL, checkpoint_id TEXT NOT NULL, PRIMARY KEY(batch_id, first_row)) WITHOUT ROWID;
+CREATE INDEX runs_place ON runs(place, position);
+CREATE TABLE digests(batch_id INTEGER NOT NULL, first_row INTEGER NOT NULL, digests BLOB NOT NULL);
+CREATE INDEX digests_batch ON digests(batch_id, first_row);
+CREATE TABLE leases(
+  lease_id INTEGER PRIMARY KEY, num_rows INTEGER NOT NULL, latency REAL, had_model INTEGER NOT NULL,
+  worker TEXT NOT NULL, compute_seconds REAL NOT NULL);
+CREATE TABLE quarantined(
+  batch_id INTEGER NOT NULL, first_row INTEGER NOT NULL, num_rows INTEGER NOT NULL, reason TEXT NOT NULL,
+  PRIMARY KEY(batch_id, first_row)) WITHOUT ROWID;
+CREATE TABLE conflicts(
+  batch_id INTEGER NOT NULL, batch_row INTEGER NOT NULL, what TEXT NOT NULL, seen_in TEXT NOT NULL,
+  PRIMARY KEY(batch_id, batch_row, what, seen_in)) WITHOUT ROWID;
+CREATE TABLE shards(
+  shard_id INTEGER PRIMARY KEY, state TEXT NOT NULL, generation INTEGER NOT NULL, num_rows INTEGER NOT NULL,
+  sha256 TEXT NOT NULL);
+CREATE TABLE intents(intent_id INTEGER PRIMARY KEY, payload TEXT NOT NULL);
+CREATE TABLE trainings(
+  training_id INTEGER PRIMARY KEY, state TEXT NOT NULL, num_rows INTEGER NOT NULL, checkpoint_id TEXT NOT NULL,
+  folder TEXT NOT NULL, seconds REAL, problem TEXT NOT NULL);
+CREATE TABLE training_batches(
+  training_id INTEGER NOT NULL, batch_id INTEGER NOT NULL, PRIMARY KEY(training_id, batch_id)) WITHOUT ROWID;
+CREATE TABLE reinfers(shard_id INTEGER PRIMARY KEY, checkpoint_id TEXT NOT NULL);
+CREATE TABLE staged(
+  shard_id INTEGER NOT NULL, position INTEGER NOT NULL, cells TEXT NOT NULL,
+  PRIMARY KEY(shard_id, position)) WITHOUT ROWID;
+CREATE TABLE facts(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive rows of one batch that stand at consecutive positions of one shard (or in unposed.star)."""
+
+    batch_id: int
+    first_row: int
+    num_rows: int
+    place: int
+    position: int
+    checkpoint_id: str
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    batch_id: int
+    star_id: int
+    num_rows: int
+    kind: str
+    landed: float
+    boot: str
+    had_model: bool
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    shard_id: int
+    state: str
+    generation: int
+    num_rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StarRecord:
+    star_id: int
+    path: str
+    signature: str
+    prefix: str
+    rows_read: int
+    aligned: bool
+    refused_rows: int
+    problem: str
+
+
+class Ledger:
+    """The one connection to ledger.sqlite; every change happens inside `transaction`."""
+
+    def __init__(self, path: Path, *, step: Step) -> None:
+        self._step = step
+        self._sql = sqlite3.connect(path, isolation_level=None, timeout=10.0)
+        self._sql.execute("PRAGMA journal_mode=WAL")
+        self._sql.execute("PRAGMA synchronous=FULL")
+        version = int(self._sql.execute("PRAGMA user_version").fetchone()[0])
+        if version == 0:
+            with self.transaction("ledger created"):
+                for statement in _SCHEMA.split(";"):
+                    self._sql.execute(statement)
+                self._sql.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        elif version != SCHEMA_VERSION:
+            self._sql.close()
+            raise PermanentError(
+                f"{path}: ledger version {version}, this program writes {SCHEMA_VERSION}; use the version that made it"
+            )
+
+    def close(self) -> None:
+        """Close the connection; an open transaction is rolled back, as a kill would."""
+        self._sql.close()
+
+    @contextmanager
+    def transaction(self, name: str) -> Iterator[None]:
+        """Commit all or nothing; durable when it returns."""
+        self._sql.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._step(f"{name}: before commit")
+            self._sql.execute("COMMIT")
+        except BaseException:
+            if self._sql.in_transaction:
+                self._sql.execute("ROLLBACK")
+            raise
+        self._step(f"{name}: committed")
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return self._sql.execute(sql, values)
+
+    def executemany(self, sql: str, values: Sequence[Sequence[Any]]) -> None:
+        self._sql.executemany(sql, values)
+
+    def scalar(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """Return the one number that `sql` selects; 0 for NULL or no row."""
+        row = self._sql.execute(sql, values).fetchone()
+        return int(row[0]) if row is not None and row[0] is not None else 0
+
+    def count(self, name: str, more: int = 1) -> None:
+        """Add to a counter, inside a transaction."""
+        self._sql.execute(
+            "INSERT INTO counters VALUES(?, ?) ON CONFLICT(name) DO UPDATE SET value = value + excluded.value",
+            (name, more),
+        )
+
+    def counter(self, name: str) -> int:
+        return self.scalar("SELECT value FROM counters WHERE name = ?", (name,))
+
+    def fact(self, name: str) -> str:
+        """Return a remembered text, "" where there is none."""
+        row = self._sql.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row is not None else ""
+
+    def remember(self, name: str, value: str) -> None:
+        """Set a remembered text, inside a transaction."""
+        self._sql.execute("INSERT OR REPLACE INTO facts VALUES(?, ?)", (name, value))
+
+    def reserve_lease_ids(self, many: int) -> int:
+        """Return the first of `many` lease ids that no lease ever had or will have."""
+        with self.transaction("lease ids reserved"):
+            first = self.counter("lease ids") + 1
+            self.count("lease ids", many)
+        return first
+
+    # Stars
+
+    def star(self, path: str) -> StarRecord | None:
+        row = self._sql.execute("SELECT * FROM stars WHERE path = ?", (path,)).fetchone()
+        return StarRecord(row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6], row[7]) if row else None
+
+    def stars(self) -> list[StarRecord]:
+        rows = self._sql.execute("SELECT * FROM stars ORDER BY star_id").fetchall()
+        return [StarRecord(r[0], r[1], r[2], r[3], r[4], bool(r[5]), r[6], r[7]) for r in rows]
+
+    def put_star(self, record: StarRecord) -> None:
+        """Insert or update a star, inside a transaction; a record with star_id 0 gets the next id."""
+        self._sql.execute(
+            "INSERT INTO stars(star_id, path, signature, prefix, rows_read, aligned, refused_rows, problem)"
+            " VALUES(?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(path) DO UPDATE SET signature = excluded.signature,"
+            " prefix = excluded.prefix, rows_read = excluded.rows_read, aligned = excluded.aligned,"
+            " refused_rows = excluded.refused_rows, problem = excluded.problem",
+            (
+                record.star_id or None,
+                record.path,
+                record.signature,
+                record.prefix,
+                record.rows_read,
+                int(record.aligned),
+                record.refused_rows,
+                record.problem,
+            ),
+        )
+
+    # Stacks and particles
+
+    def stack_id(self, path: str, signature: tuple[int, int, int]) -> int:
+        """Return the id of a stack, noting it (inode, size, mtime_ns) when it is new; inside a transaction."""
+        row = self._sql.execute("SELECT stack_id FROM stacks WHERE path = ?", (path,)).fetchone()
+        if row is not None:
+            return int(row[0])
+        cursor = self._sql.execute(
+            "INSERT INTO stacks(path, inode, size, mtime_ns) VALUES(?, ?, ?, ?)", (path, *signature)
+        )
+        return int(cursor.lastrowid or 0)
+
+    def known_stack(self, path: str) -> tuple[int, tuple[int, int, int]] | None:
+        """Return (stack id, (inode, size, mtime_ns) as noted) of a stack, or None."""
+        row = self._sql.execute("SELECT stack_id, inode, size, mtime_ns FROM stacks WHERE path = ?", (path,)).fetchone()
+        return (int(row[0]), (int(row[1]), int(row[2]), int(row[3]))) if row else None
+
+    def find_particle(self, stack_id: int, image_index: int) -> tuple[int, int] | None:
+        """Return (batch, row in the batch) of an identity, or None where it never landed."""
+        row = self._sql.execute(
+            "SELECT batch_id, batch_row FROM particles WHERE stack_id = ? AND image_index = ?",
+            (stack_id, image_index),
+        ).fetchone()
+        return (int(row[0]), int(row[1])) if row else None
+
+    def star_of_batch(self, batch_id: int) -> int:
+        return self.scalar("SELECT star_id FROM batches WHERE batch_id = ?", (batch_id,))
+
+    def declared(self, batch_id: int) -> bytes:
+        """Return the declared-column hashes of a batch, 8 bytes a row."""
+        return bytes(self._sql.execute("SELECT declared FROM batches WHERE batch_id = ?", (batch_id,)).fetchone()[0])
+
+    def digests(self, batch_id: int) -> dict[int, bytes]:
+        """Return the known image digests of a batch: row to 16 bytes."""
+        known: dict[int, bytes] = {}
+        for first, blob in self._sql.execute("SELECT first_row, digests FROM digests WHERE batch_id = ?", (batch_id,)):
+            for k in range(len(blob) // 16):
+                known[first + k] = blob[16 * k : 16 * k + 16]
+        return known
+
+    # Batches
+
+    def batch(self, batch_id: int) -> BatchRecord:
+        row = self._sql.execute(
+            "SELECT batch_id, star_id, num_rows, kind, landed, boot, had_model FROM batches WHERE batch_id = ?",
+            (batch_id,),
+        ).fetchone()
+        if row is None:
+            raise KeyError(f"no batch {batch_id}")
+        return BatchRecord(row[0], row[1], row[2], row[3], row[4], row[5], bool(row[6]))
+
+    def open_batches(self) -> list[int]:
+        """Return the batches with rows that are neither committed nor quarantined, oldest first."""
+        rows = self._sql.execute("SELECT batch_id FROM batches WHERE complete = 0 ORDER BY batch_id")
+        return [int(row[0]) for row in rows.fetchall()]
+
+    def open_rows(self, batch_id: int) -> list[tuple[int, int]]:
+        """Return (first row, number of rows) of what is neither committed nor quarantined in a batch."""
+        taken = self._sql.execute(
+            "SELECT first_row, num_rows FROM runs WHERE batch_id = ? UNION ALL"
+            " SELECT first_row, num_rows FROM quarantined WHERE batch_id = ? ORDER BY first_row",
+            (batch_id, batch_id),
+        ).fetchall()
+        total = self.batch(batch_id).num_rows
+        gaps, at = [], 0
+        for first, many in [*taken, (total, 0)]:
+            if first > at:
+                gaps.append((at, first - at))
+            at = max(at, first + many)
+        return gaps
+
+    def mark_complete(self, batch_ids: Sequence[int]) -> None:
+        """Close the batches that have no open row left, inside a transaction."""
+        for batch_id in sorted(set(batch_ids)):
+            done = int(not self.open_rows(batch_id))
+            self._sql.execute("UPDATE batches SET complete = ? WHERE batch_id = ?", (done, batch_id))
+
+    # Shards and intents
+
+    def shards(self) -> list[ShardRecord]:
+        return [ShardRecord(*row) for row in self._sql.execute("SELECT * FROM shards ORDER BY shard_id").fetchall()]
+
+    def put_shard(self, shard: ShardRecord) -> None:
+        """Insert or replace a shard's record, inside a transaction."""
+        self._sql.execute(
+            "INSERT OR REPLACE INTO shards VALUES(?, ?, ?, ?, ?)",
+            (shard.shard_id, shard.state, shard.generation, shard.num_rows, shard.sha256),
+        )
+
+    def runs_of(self, place: int) -> list[Run]:
+        """Return what stands in a shard, in its order."""
+        rows = self._sql.execute("SELECT * FROM runs WHERE place = ? ORDER BY position", (place,))
+        return [Run(*row) for row in rows.fetchall()]
+
+    def put_runs(self, runs: Sequence[Run]) -> None:
+        """Record committed rows, inside a transaction; a row that is already committed is an AssertionError."""
+        for run in runs:
+            overlapping = self.scalar(
+                "SELECT count(*) FROM runs WHERE batch_id = ? AND first_row < ? AND first_row + num_rows > ?",
+                (run.batch_id, run.first_row + run.num_rows, run.first_row),
+            )
+            assert not overlapping, f"batch {run.batch_id}: row {run.first_row} would be committed twice"
+        self._sql.executemany(
+            "INSERT INTO runs VALUES(?, ?, ?, ?, ?, ?)",
+            [(r.batch_id, r.first_row, r.num_rows, r.place, r.position, r.checkpoint_id) for r in runs],
+        )
+
+    def intent(self) -> dict[str, Any] | None:
+        """Return what was about to be renamed when the last process ended, or None."""
+        row = self._sql.execute("SELECT payload FROM intents").fetchone()
+        return dict(json.loads(row[0])) if row else None
+
+    def put_intent(self, payload: dict[str, Any]) -> None:
+        """Record what is about to be renamed, inside a transaction; there is one at most."""
+        self._sql.execute("INSERT INTO intents VALUES(1, ?)", (json.dumps(payload),))
+
+    def drop_intent(self) -> None:
+        self._sql.execute("DELETE FROM intents")
+
+    def lease_is_committed(self, lease_id: int) -> bool:
+        return self.scalar("SELECT count(*) FROM leases WHERE lease_id = ?", (lease_id,)) > 0
+
+    def give_back_place(self, place: int) -> None:
+        """Make every row of an open file uncommitted again, inside a transaction."""
+        self._sql.execute(
+            "UPDATE batches SET complete = 0 WHERE batch_id IN (SELECT batch_id FROM runs WHERE place = ?)", (place,)
+        )
+        self._sql.execute("DELETE FROM runs WHERE place = ?", (place,))
+        self._sql.execute("DELETE FROM shards WHERE shard_id = ?", (place,))
+
+    def finish_reinfer(self, shard_id: int, checkpoint_id: str) -> None:
+        """Note that a shard's predicted rows come from another checkpoint now, inside a transaction."""
+        self._sql.execute(
+            "UPDATE runs SET checkpoint_id = ? WHERE place = ? AND checkpoint_id != 'none'", (checkpoint_id, shard_id)
+        )
+        self._sql.execute("DELETE FROM staged WHERE shard_id = ?", (shard_id,))
+        self._sql.execute("DELETE FROM reinfers WHERE shard_id = ?", (shard_id,))
+
+    def put_mark(self, stack_id: int, index: int, digest: bytes) -> None:
+        """Remember one image of a stack by its digest, inside a transaction; the first one stays."""
+        same = self.scalar("SELECT count(*) FROM stacks WHERE mark = ? AND stack_id != ?", (digest, stack_id))
+        cursor = self._sql.execute(
+            "UPDATE stacks SET mark_index = ?, mark = ? WHERE stack_id = ? AND mark IS NULL", (index, digest, stack_id)
+        )
+        if same and cursor.rowcount:
+            self.count("likely copies")

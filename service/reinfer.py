@@ -1,0 +1,107 @@
+"""Redoing committed rows with another checkpoint: whole shards, each switched by one rename, each row exactly once."""
+
+import json
+from collections.abc import Sequence
+
+from .committing import Committer
+from .finished import NO_CHECKPOINT, Finished, pose_cells
+from .leasing import Span
+from .ledger import Ledger, Run
+from .rolling import PoseFiles
+
+
+class Reinference:
+    """Redone rows are staged in the ledger; a shard whose last one is staged gets its next generation."""
+
+    def __init__(self, ledger: Ledger, poses: PoseFiles, committer: Committer) -> None:
+        self._ledger = ledger
+        self._poses = poses
+        self._committer = committer
+
+    def request(self, checkpoint_id: str) -> int:
+        """Order every predicted row of another checkpoint to be redone; return how many shards that takes.
+
+        Seals the open shard first. An unfinished request for another checkpoint is replaced.
+        """
+        self._poses.seal()
+        shards = [
+            shard.shard_id
+            for shard in self._ledger.shards()
+            if shard.state == "sealed" and self._stale(shard.shard_id, checkpoint_id)
+        ]
+        with self._ledger.transaction("reinfer ordered"):
+            self._ledger.execute(
+                "DELETE FROM staged WHERE shard_id IN (SELECT shard_id FROM reinfers WHERE checkpoint_id != ?)",
+                (checkpoint_id,),
+            )
+            self._ledger.execute("DELETE FROM reinfers WHERE checkpoint_id != ?", (checkpoint_id,))
+            self._ledger.executemany(
+                "INSERT OR IGNORE INTO reinfers VALUES(?, ?)", [(shard_id, checkpoint_id) for shard_id in shards]
+            )
+        return len(shards)
+
+    def shards_left(self) -> list[tuple[int, str]]:
+        """Return (shard, checkpoint id) of what is not switched yet."""
+        rows = self._ledger.execute("SELECT shard_id, checkpoint_id FROM reinfers ORDER BY shard_id").fetchall()
+        return [(int(shard_id), str(checkpoint_id)) for shard_id, checkpoint_id in rows]
+
+    def spans(self) -> list[Span]:
+        """Return the rows that are still to be redone."""
+        spans = []
+        for shard_id, checkpoint_id in self.shards_left():
+            staged = self._staged(shard_id)
+            for run in self._stale(shard_id, checkpoint_id):
+                spans.extend(_not_staged(run, staged))
+        return spans
+
+    def stage(self, group: Sequence[Finished], now: float) -> None:
+        """Make redone rows durable; a row whose image is flagged or whose pixels changed keeps its pose."""
+        wanted = dict(self.shards_left())
+        with self._ledger.transaction("redone rows staged"):
+            for finished in group:
+                if wanted.get(finished.shard_id) != finished.checkpoint_id:
+                    continue
+                conflicts = set(self._committer.conflicting(finished))
+                posed = finished.posed()
+                rows = []
+                for k in range(finished.num_rows):
+                    keep = not posed[k] or finished.first_row + k in conflicts
+                    cells = "" if keep else json.dumps(pose_cells(finished, k, 0))
+                    rows.append((finished.shard_id, finished.position + k, cells))
+                self._ledger.executemany("INSERT INTO staged VALUES(?, ?, ?)", rows)
+                lease = self._committer.lease_record(finished, now)
+                self._ledger.execute("INSERT INTO leases VALUES(?, ?, ?, ?, ?, ?)", lease)
+                self._ledger.executemany(
+                    "INSERT OR IGNORE INTO conflicts VALUES(?, ?, 'pixels', 'stack')",
+                    [(finished.batch_id, row) for row in sorted(conflicts)],
+                )
+        self.switch_ready()
+
+    def switch_ready(self) -> None:
+        """Switch every shard whose rows are all staged."""
+        for shard_id, checkpoint_id in self.shards_left():
+            due = sum(run.num_rows for run in self._stale(shard_id, checkpoint_id))
+            if len(self._staged(shard_id)) >= due:
+                self._poses.switch(shard_id, checkpoint_id)
+
+    def _stale(self, shard_id: int, checkpoint_id: str) -> list[Run]:
+        return [
+            run for run in self._ledger.runs_of(shard_id) if run.checkpoint_id not in (checkpoint_id, NO_CHECKPOINT)
+        ]
+
+    def _staged(self, shard_id: int) -> set[int]:
+        rows = self._ledger.execute("SELECT position FROM staged WHERE shard_id = ?", (shard_id,)).fetchall()
+        return {int(row[0]) for row in rows}
+
+
+def _not_staged(run: Run, staged: set[int]) -> list[Span]:
+    spans: list[Span] = []
+    start: int | None = None
+    for k in range(run.num_rows + 1):
+        missing = k < run.num_rows and run.position + k not in staged
+        if missing and start is None:
+            start = k
+        elif not missing and start is not None:
+            spans.append(Span(run.batch_id, run.first_row + start, k - start, run.place, run.position + start))
+            start = None
+    return spans

@@ -1,0 +1,83 @@
+"""Whether the stack that a row names may be opened and holds the row's image, complete and unchanging."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cesped_stream.errors import CespedStreamError, PermanentError, TransientError
+from cesped_stream.particles.landing import StackState, stack_is_complete
+from cesped_stream.particles.stack_paths import resolve_stack
+from cesped_stream.particles.stacks import parse_image_name, read_header
+
+from .accepting import Identity, Part, ReadyRows
+from .settings import LandingSettings
+from .watcher import LandedStar, Watcher
+
+
+@dataclass
+class Verdict:
+    """Places within a part: those whose image is complete, those that wait and those that are refused, with why."""
+
+    identities: dict[int, Identity] = field(default_factory=dict)
+    waiting: list[tuple[int, str]] = field(default_factory=list)
+    refused: list[tuple[int, str]] = field(default_factory=list)
+
+    def ready(self, part: Part) -> ReadyRows | None:
+        places = sorted(self.identities)
+        if not places:
+            return None
+        return ReadyRows(part.select(places), tuple(self.identities[k] for k in places))
+
+
+class StackCheck:
+    """Resolves image names under the allowed roots and looks at each stack once per part."""
+
+    def __init__(self, settings: LandingSettings, watcher: Watcher) -> None:
+        self._image_root = settings.image_root
+        roots = settings.allowed_roots or (settings.folder, *([settings.image_root] if settings.image_root else []))
+        self._roots = tuple(Path(os.path.abspath(root)) for root in roots)
+        self._watcher = watcher
+
+    def judge(self, part: Part, star: LandedStar, now: float) -> Verdict:
+        """Sort the rows of a part. Nothing outside the allowed roots is opened."""
+        verdict = Verdict()
+        by_name: dict[str, list[tuple[int, int]]] = {}
+        for place, image in enumerate(part.table.column("rlnImageName")):
+            try:
+                index, name = parse_image_name(image)
+            except CespedStreamError as error:
+                verdict.refused.append((place, str(error)))
+                continue
+            by_name.setdefault(name, []).append((place, index))
+        for name, rows in by_name.items():
+            try:
+                stack = resolve_stack(name, star=star.path, image_root=self._image_root, allowed_roots=self._roots)
+            except TransientError as error:
+                verdict.waiting.extend((place, str(error)) for place, _ in rows)
+            except PermanentError as error:
+                verdict.refused.extend((place, str(error)) for place, _ in rows)
+            else:
+                self._judge_stack(stack, rows, star, now, verdict)
+        return verdict
+
+    def _judge_stack(
+        self, stack: Path, rows: list[tuple[int, int]], star: LandedStar, now: float, verdict: Verdict
+    ) -> None:
+        if not (self._watcher.stack_is_settled(stack, now) or star.done):
+            verdict.waiting.extend((place, f"{stack}: still changing") for place, _ in rows)
+            return
+        reason = stack_is_complete(stack, max(index for _, index in rows) + 1).reason
+        num_complete = self._num_complete(stack) if reason else max(index for _, index in rows) + 1
+        for place, index in rows:
+            if index < num_complete:
+                verdict.identities[place] = (str(stack), index)
+            else:
+                verdict.waiting.append((place, reason))
+
+    def _num_complete(self, stack: Path) -> int:
+        """Return how many images a settled stack holds completely; 0 where its end is torn or it cannot be read."""
+        try:
+            num_images = read_header(stack).num_images
+        except CespedStreamError:
+            return 0
+        return num_images if stack_is_complete(stack, num_images).state is StackState.COMPLETE else 0

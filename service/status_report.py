@@ -1,0 +1,205 @@
+"""Puts the session's numbers together for `status.json` and the status command."""
+
+import os
+import socket
+from collections import deque
+
+import numpy as np
+
+from .finished import NO_CHECKPOINT
+from .leasing import Member, Members
+from .ledger import UNPOSED_PLACE, Ledger
+from .session import SessionFolder
+from .settings import SessionSettings
+from .status import (
+    CheckpointStatus,
+    LatencyStatus,
+    RoleState,
+    RoleStatus,
+    SessionState,
+    SessionStatus,
+    TrainingStatus,
+)
+from .training_gate import ORDERED
+from .watcher import Watcher
+from .work import Work
+
+RATE_SECONDS = 60.0
+
+
+class StatusReport:
+    """Remembers the last minute for the rates, and the last status for times when the ledger is closed."""
+
+    def __init__(self, settings: SessionSettings, folder: SessionFolder, watcher: Watcher, members: Members) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._watcher = watcher
+        self._members = members
+        self._history: deque[tuple[float, int, int]] = deque()
+        self._last: SessionStatus | None = None
+
+    def write(self, status: SessionStatus) -> None:
+        """Replace status.json; not fsynced: after a crash the next one is a second away."""
+        temporary = self._folder.state / ".status.json.tmp"
+        try:
+            temporary.write_text(status.model_dump_json(indent=1))
+            os.replace(temporary, self._folder.status)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+
+    def status(self, work: Work | None, now: float, *, paused: str, draining: bool) -> SessionStatus:
+        roles = tuple(self._role(member, work, now) for member in self._members)
+        if work is None:
+            assert self._last is not None, "the first status is made while the ledger is open"
+            return self._last.model_copy(update={"state": SessionState.PAUSED, "roles": roles, "problems": (paused,)})
+        self._last = self._of(work, now, paused, draining, roles)
+        return self._last
+
+    def _of(self, work: Work, now: float, paused: str, draining: bool, roles: tuple[RoleStatus, ...]) -> SessionStatus:
+        ledger = work.ledger
+        landed = ledger.scalar("SELECT sum(num_rows) FROM batches")
+        posed = ledger.scalar("SELECT sum(num_rows) FROM runs WHERE place != ?", (UNPOSED_PLACE,))
+        given = ledger.scalar("SELECT sum(num_rows) FROM runs WHERE checkpoint_id = ?", (NO_CHECKPOINT,))
+        unposed = ledger.scalar("SELECT sum(num_rows) FROM runs WHERE place = ?", (UNPOSED_PLACE,))
+        quarantined = ledger.scalar("SELECT sum(num_rows) FROM quarantined")
+        leased = work.leases.num_rows
+        training = self._training(work)
+        pending = landed - posed - unposed - quarantined - leased
+        landed_rate, posed_rate = self._rates(now, landed, posed + unposed)
+        return SessionStatus(
+            session=str(self._folder.root),
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            state=self._state(work, training, paused, draining, landed, pending + leased),
+            landed=landed,
+            posed=posed,
+            given=given,
+            predicted=posed - given,
+            unposed=unposed,
+            pending=pending,
+            leased=leased,
+            waiting_for_stack=work.ingest.waiting_rows,
+            quarantined=quarantined,
+            refused_rows=ledger.scalar("SELECT sum(refused_rows) FROM stars"),
+            quarantined_stars=ledger.scalar("SELECT count(*) FROM stars WHERE problem != ''"),
+            duplicates=ledger.counter("duplicates"),
+            conflicts=ledger.scalar("SELECT count(*) FROM conflicts"),
+            likely_copies=ledger.counter("likely copies"),
+            refused_results=work.refused_results,
+            stars=ledger.scalar("SELECT count(*) FROM stars"),
+            stars_waiting=work.ingest.stars_in_hand + self._watcher.stars_unsettled,
+            aligned_per_half=work.gate.aligned_per_half(),
+            min_aligned_per_half=self._settings.min_aligned_per_half,
+            half_mode=self._settings.half_mode,
+            training=training,
+            checkpoint=_checkpoint(work),
+            reinfer_shards_left=len(work.reinference.shards_left()),
+            shards=ledger.scalar("SELECT count(*) FROM shards WHERE state = 'sealed'"),
+            landed_per_second=landed_rate,
+            posed_per_second=posed_rate,
+            latency=latency_status(work.committer.latencies),
+            latency_with_model=latency_status([entry for entry in work.committer.latencies if entry[2]]),
+            roles=roles,
+            problems=tuple(self._problems(work, paused)),
+        )
+
+    def _problems(self, work: Work, paused: str) -> list[str]:
+        problems = [paused, self._watcher.problem, *work.problems.values(), *work.ingest.problems()[:20]]
+        stars = work.ledger.execute("SELECT problem FROM stars WHERE problem != '' LIMIT 20").fetchall()
+        problems += [str(row[0]) for row in stars]
+        reasons = work.ledger.execute("SELECT batch_id, reason FROM quarantined LIMIT 20").fetchall()
+        problems += [f"batch {batch_id} has quarantined rows: {reason}" for batch_id, reason in reasons]
+        return [problem for problem in problems if problem]
+
+    def _state(
+        self,
+        work: Work,
+        training: TrainingStatus | None,
+        paused: str,
+        draining: bool,
+        landed: int,
+        backlog: int,
+    ) -> SessionState:
+        if paused:
+            return SessionState.PAUSED
+        if draining:
+            return SessionState.DRAINING
+        if training is not None and training.state == ORDERED and work.checkpoint is None:
+            return SessionState.TRAINING
+        if landed == 0:
+            return SessionState.WAITING_FOR_ROWS
+        if work.checkpoint is None:
+            return SessionState.COLLECTING_ALIGNED
+        return SessionState.INFERRING if backlog else SessionState.UP_TO_DATE
+
+    def _role(self, member: Member, work: Work | None, now: float) -> RoleStatus:
+        leases = [work.leases.get(lease_id) for lease_id in member.lease_ids] if work is not None else []
+        silence = now - member.last_heard
+        late = silence > 2 * self._settings.service.heartbeat_seconds
+        busy = bool(member.lease_ids) or (member.role == "trainer" and member.says not in ("", "idle", "starting"))
+        return RoleStatus(
+            role=member.role,
+            name=member.name,
+            incarnation=member.incarnation,
+            pid=member.pid,
+            device=member.device,
+            state=RoleState.SILENT if late else RoleState.WORKING if busy else RoleState.IDLE,
+            says=member.says,
+            seconds_since_heard=round(silence, 3),
+            progress=member.progress,
+            particles_per_second=member.particles_per_second,
+            leased_rows=sum(lease.span.num_rows for lease in leases if lease is not None),
+        )
+
+    def _rates(self, now: float, landed: int, posed: int) -> tuple[float, float]:
+        self._history.append((now, landed, posed))
+        while len(self._history) > 2 and now - self._history[0][0] > RATE_SECONDS:
+            self._history.popleft()
+        then, landed_then, posed_then = self._history[0]
+        seconds = now - then
+        if seconds <= 0:
+            return 0.0, 0.0
+        return (landed - landed_then) / seconds, (posed - posed_then) / seconds
+
+    def _training(self, work: Work) -> TrainingStatus | None:
+        row = work.ledger.execute(
+            "SELECT training_id, state, num_rows, checkpoint_id, seconds FROM trainings ORDER BY training_id DESC"
+        ).fetchone()
+        if row is None:
+            return None
+        progress = work.training_progress
+        return TrainingStatus(
+            training_id=row[0],
+            state=row[1],
+            num_rows=row[2],
+            checkpoint_id=row[3],
+            seconds=row[4],
+            step=progress.step if progress else 0,
+            max_steps=progress.max_steps if progress else 0,
+            validation_error_deg=progress.validation_error_deg if progress else (),
+        )
+
+
+def _checkpoint(work: Work) -> CheckpointStatus | None:
+    if work.checkpoint is None:
+        return None
+    rows = _rows_of(work.ledger, work.checkpoint.checkpoint_id)
+    return CheckpointStatus(checkpoint_id=work.checkpoint.checkpoint_id, folder=str(work.checkpoint.folder), rows=rows)
+
+
+def _rows_of(ledger: Ledger, checkpoint_id: str) -> int:
+    return ledger.scalar(
+        "SELECT sum(num_rows) FROM runs WHERE checkpoint_id = ? AND place != ?", (checkpoint_id, UNPOSED_PLACE)
+    )
+
+
+def latency_status(latencies: list[tuple[float, int, bool]]) -> LatencyStatus:
+    """Return the quantiles over rows of (seconds, number of rows, had a model) entries."""
+    if not latencies:
+        return LatencyStatus(num_rows=0, p50_seconds=None, p95_seconds=None)
+    seconds = np.array([entry[0] for entry in latencies])
+    rows = np.array([entry[1] for entry in latencies])
+    order = np.argsort(seconds, kind="stable")
+    below = np.cumsum(rows[order])
+    quantile = [float(seconds[order][np.searchsorted(below, q * below[-1])]) for q in (0.5, 0.95)]
+    return LatencyStatus(num_rows=int(below[-1]), p50_seconds=quantile[0], p95_seconds=quantile[1])

@@ -1,0 +1,161 @@
+"""When training starts, on which rows, and whether the checkpoint that comes back may be used. No torch here."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cesped_stream.durable import Step, write_whole
+from cesped_stream.errors import InvalidCheckpointError
+from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name
+from cesped_stream.particles.star import star_bytes
+from cesped_stream.particles.table import ParticleTable
+
+from .finished import BatchTables, joined
+from .ledger import GIVEN, Ledger
+from .messages import TrainingOrder
+from .session import SessionFolder
+from .settings import SessionSettings
+
+ORDERED, DONE, FAILED = "ordered", "done", "failed"
+
+
+@dataclass(frozen=True)
+class VerifiedCheckpoint:
+    checkpoint_id: str
+    folder: Path
+
+
+def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
+    """Return the id of a published checkpoint whose files are all there with the hashes of its manifest.
+
+    Raises InvalidCheckpointError. The tensors themselves are checked by whoever loads them.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+        checkpoint_id = str(manifest["checkpoint_id"])
+        halves = {str(half): (str(entry["file"]), str(entry["sha256"])) for half, entry in manifest["halves"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{path}: no readable manifest ({error}); is this a published checkpoint?"
+        raise InvalidCheckpointError(why) from None
+    if set(halves) != {"0", "1"}:
+        raise InvalidCheckpointError(f"{path}: halves {sorted(halves)}, it takes 0 and 1")
+    for name, expected in halves.values():
+        if Path(name).name != name:
+            raise InvalidCheckpointError(f"{path}: names {name!r}, which is no file of its folder")
+        try:
+            with open(folder / name, "rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise InvalidCheckpointError(f"{folder / name}: {error.strerror}; the checkpoint is incomplete") from None
+        if found != expected:
+            raise InvalidCheckpointError(
+                f"{folder / name}: sha256 {found[:12]}.., the manifest says {expected[:12]}..; copy it again"
+            )
+    return VerifiedCheckpoint(checkpoint_id, folder)
+
+
+class TrainingGate:
+    """Counts aligned rows per half, freezes them once, and keeps the order until a checkpoint comes back."""
+
+    def __init__(
+        self, settings: SessionSettings, folder: SessionFolder, ledger: Ledger, tables: BatchTables, *, step: Step
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._ledger = ledger
+        self._tables = tables
+        self._step = step
+        self._last_row_at: float | None = None
+        self.marker_seen = any(star.aligned and Path(star.path + ".done").exists() for star in ledger.stars())
+
+    @property
+    def requested(self) -> bool:
+        """Training was asked for: no waiting for the quiet period, and a second one is allowed."""
+        return bool(self._ledger.fact("training requested"))
+
+    def request(self) -> None:
+        """Ask for a training on all aligned rows so far; remembered until it is ordered."""
+        with self._ledger.transaction("training requested"):
+            self._ledger.remember("training requested", "yes")
+
+    def aligned_per_half(self) -> tuple[int, int]:
+        row = self._ledger.execute(
+            "SELECT coalesce(sum(half_0), 0), coalesce(sum(half_1), 0) FROM batches WHERE kind = ?", (GIVEN,)
+        ).fetchone()
+        return int(row[0]), int(row[1])
+
+    def rows_landed(self, now: float) -> None:
+        self._last_row_at = now
+
+    def start_if_due(self, now: float) -> bool:
+        """Freeze the aligned rows and order a training when they are enough and quiet; return whether it did."""
+        trainings = self._ledger.scalar("SELECT count(*) FROM trainings")
+        running = self._ledger.scalar("SELECT count(*) FROM trainings WHERE state = ?", (ORDERED,))
+        if running or (trainings and not self.requested) or (self._settings.checkpoint and not self.requested):
+            return False
+        if min(self.aligned_per_half()) < self._settings.min_aligned_per_half:
+            return False
+        if self._last_row_at is None:
+            self._last_row_at = now
+        quiet = now - self._last_row_at >= self._settings.aligned_quiet_seconds
+        if not (quiet or self.marker_seen or self.requested):
+            return False
+        self._freeze(trainings + 1)
+        return True
+
+    def _freeze(self, training_id: int) -> None:
+        rows = self._ledger.execute("SELECT batch_id FROM batches WHERE kind = ? ORDER BY batch_id", (GIVEN,))
+        batch_ids = [int(row[0]) for row in rows.fetchall()]
+        table = in_identity_order(joined([self._tables[batch_id] for batch_id in batch_ids]))
+        write_whole(self._folder.training_star(training_id), star_bytes(table), step=self._step)
+        with self._ledger.transaction("training ordered"):
+            self._ledger.execute(
+                "INSERT INTO trainings VALUES(?, ?, ?, '', '', NULL, '')", (training_id, ORDERED, len(table))
+            )
+            self._ledger.executemany(
+                "INSERT INTO training_batches VALUES(?, ?)", [(training_id, batch_id) for batch_id in batch_ids]
+            )
+            self._ledger.remember("training requested", "")
+
+    def order(self) -> TrainingOrder | None:
+        """Return the training that waits for a trainer (again after a trainer died), or None."""
+        training_id = self._ledger.scalar("SELECT max(training_id) FROM trainings WHERE state = ?", (ORDERED,))
+        if not training_id:
+            return None
+        return TrainingOrder(
+            training_id=training_id,
+            aligned_star=str(self._folder.training_star(training_id)),
+            work_folder=str(self._folder.training_work(training_id)),
+        )
+
+    def state_of(self, training_id: int) -> str:
+        row = self._ledger.execute("SELECT state FROM trainings WHERE training_id = ?", (training_id,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def finish(self, training_id: int, checkpoint: VerifiedCheckpoint, seconds: float) -> None:
+        """Note a verified checkpoint as the training's and as the one in use."""
+        with self._ledger.transaction("training done"):
+            self._ledger.execute(
+                "UPDATE trainings SET state = ?, checkpoint_id = ?, folder = ?, seconds = ? WHERE training_id = ?",
+                (DONE, checkpoint.checkpoint_id, str(checkpoint.folder), seconds, training_id),
+            )
+            self._ledger.remember("checkpoint", str(checkpoint.folder))
+
+    def give_up(self, training_id: int, problem: str) -> None:
+        """Note that a training failed for good; `train` orders another one."""
+        with self._ledger.transaction("training failed"):
+            self._ledger.execute(
+                "UPDATE trainings SET state = ?, problem = ? WHERE training_id = ?", (FAILED, problem, training_id)
+            )
+
+
+def in_identity_order(table: ParticleTable) -> ParticleTable:
+    """Return the rows sorted by (stack, index): the same rows give the same file whatever their order of arrival."""
+    stacks = table.column(STACK_LABEL)
+    indices = [parse_image_name(name)[0] for name in table.column("rlnImageName")]
+    order = sorted(range(len(table)), key=lambda i: (stacks[i], indices[i]))
+    return table.select(np.array(order, np.int64))

@@ -1,0 +1,345 @@
+"""Everything that a session has in memory, built from its disk: what a restart, or a failed write, builds again."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cesped_stream.durable import Step, write_whole
+from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, PermanentError
+
+from .committing import Committer
+from .finished import BatchTables, Finished
+from .ingest import Ingest
+from .leasing import (
+    Leases,
+    Member,
+    Members,
+    PendingRows,
+    Span,
+    after_failure,
+    after_loss,
+    backoff_seconds,
+    is_hopeless,
+)
+from .ledger import GIVEN, Ledger
+from .messages import Failure, TrainingDone, TrainingProgress
+from .reinfer import Reinference
+from .rolling import PoseFiles
+from .session import SessionFolder
+from .settings import SessionSettings
+from .training_gate import DONE, TrainingGate, VerifiedCheckpoint, verify_checkpoint
+from .watcher import Watcher
+
+logger = logging.getLogger(__name__)
+
+COMMIT_DUTY = 4.0
+"""Commits start at least this many times their own duration apart: rewriting a large open shard must not take all."""
+
+
+class Work:
+    """Ledger, pose files, ingest, training gate, pending rows and leases of one session."""
+
+    def __init__(self, settings: SessionSettings, folder: SessionFolder, watcher: Watcher, *, step: Step) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._watcher = watcher
+        self._step = step
+        self.ledger = Ledger(folder.ledger, step=step)
+        try:
+            self._build()
+        except BaseException:
+            self.ledger.close()
+            raise
+
+    def _build(self) -> None:
+        settings, folder, step = self._settings, self._folder, self._step
+        self.tables = BatchTables(folder)
+        self.poses = PoseFiles(folder, self.ledger, step=step)
+        self.committer = Committer(self.ledger, self.tables, self.poses)
+        self.reinference = Reinference(self.ledger, self.poses, self.committer)
+        self.gate = TrainingGate(settings, folder, self.ledger, self.tables, step=step)
+        self.problems: dict[str, str] = {f"pose file {k}": text for k, text in enumerate(self.poses.problems)}
+        self.checkpoint: VerifiedCheckpoint | None = None
+        self._choose_checkpoint()
+        self.ingest = Ingest(
+            settings, folder, self.ledger, self._watcher, lambda: self.checkpoint is not None, step=step
+        )
+        self.leases = Leases(self.ledger, settings.service)
+        self.pending = PendingRows()
+        self._queue: list[tuple[Finished, Span]] = []
+        self._next_commit = float("-inf")
+        self._shard_since: float | None = None
+        self.training_progress: TrainingProgress | None = None
+        self.training_not_before = float("-inf")
+        self._training_failures = 0
+        self.refused_results = 0
+        self.last_scan = float("-inf")
+        for batch_id in self.ledger.open_batches():
+            self._add_open_rows(batch_id)
+        self.reinference.switch_ready()
+        for span in self.reinference.spans():
+            self.pending.add(span)
+
+    def close(self) -> None:
+        self.ledger.close()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing is leased and nothing waits for a commit."""
+        return not self._queue and not any(True for _ in self.leases)
+
+    @property
+    def queued_rows(self) -> int:
+        return sum(finished.num_rows for finished, _ in self._queue if finished.shard_id == 0)
+
+    # Rows
+
+    def _add_open_rows(self, batch_id: int) -> None:
+        kind = self.ledger.batch(batch_id).kind
+        for first, many in self.ledger.open_rows(batch_id):
+            span = Span(batch_id, first, many)
+            if kind == GIVEN:
+                self._queue.append((Finished(batch_id, first, many), span))
+            else:
+                self.pending.add(span)
+
+    def scan(self, now: float) -> None:
+        self.last_scan = now
+        self.ingest.stars_landed(self._watcher.scan(now), now)
+
+    def ingest_next(self, now: float) -> bool:
+        """Accept the next part of what landed; return whether there may be more."""
+        batches = self.ingest.advance(now)
+        for accepted in batches:
+            self._add_open_rows(accepted.batch_id)
+            if accepted.kind == GIVEN:
+                self.gate.rows_landed(now)
+        if self.ingest.marker_seen:
+            self.gate.marker_seen = True
+        return self.ingest.busy
+
+    def expire(self, members: Members, now: float) -> None:
+        """Give back what was not answered in time."""
+        for lease in self.leases:
+            if now > lease.expires:
+                logger.warning("lease expired", extra={"lease_id": lease.lease_id})
+                self.leases.remove(lease, members.get(lease.incarnation))
+                self._put_back(after_loss(lease.span), "its leases expired", now)
+
+    def give_back(self, member: Member, now: float, *, fault: bool) -> None:
+        """Give back what a role holds; `fault`: it did not say goodbye."""
+        for lease_id in sorted(member.lease_ids):
+            lease = self.leases.get(lease_id)
+            if lease is not None:
+                self.leases.remove(lease, member)
+                span = after_loss(lease.span) if fault else lease.span
+                self._put_back(span, "its workers died", now)
+
+    def failed(self, span: Span, why: str, *, transient: bool, row: int, now: float) -> None:
+        """Try the rows again after a while, or quarantine them; a row that alone is to blame alone."""
+        if 0 <= row < span.num_rows and not transient:
+            self._put_back(span.part(0, row), why, now)
+            self._put_back(span.part(row + 1, span.num_rows - row - 1), why, now)
+            span = span.part(row, 1)
+        self._put_back(after_failure(span, transient=transient, now=now), why, now)
+
+    def _put_back(self, span: Span, why: str, now: float) -> None:
+        if span.num_rows == 0:
+            return
+        if is_hopeless(span, self._settings.service, self._settings.landing.stack_timeout_seconds, now):
+            self._quarantine(span, why)
+            return
+        tries = span.failures + (span.failing_since is not None)
+        self.pending.add(span, now + backoff_seconds(tries) if tries else None)
+        if span.failing_since is not None:
+            self.problems[f"batch {span.batch_id}"] = f"batch {span.batch_id}: {why}; tried again"
+
+    def _quarantine(self, span: Span, why: str) -> None:
+        """Set rows aside with a reason file. Rows that were only to be redone keep their pose instead."""
+        name = f"batch_{span.batch_id:06d}_row_{span.first_row}.json"
+        reason = {
+            "batch": str(self._folder.batch_star(span.batch_id)),
+            "first_row": span.first_row + 1,
+            "num_rows": span.num_rows,
+            "reason": why,
+            "remedy": f"when the cause is gone: cesped-stream requeue {span.batch_id}",
+        }
+        write_whole(self._folder.quarantine / name, json.dumps(reason, indent=1).encode() + b"\n", step=self._step)
+        logger.error("rows quarantined", extra={"batch_id": span.batch_id, "rows": span.num_rows, "why": why})
+        self.problems.pop(f"batch {span.batch_id}", None)
+        with self.ledger.transaction("rows quarantined"):
+            if span.shard_id:
+                self.ledger.executemany(
+                    "INSERT OR IGNORE INTO staged VALUES(?, ?, '')",
+                    [(span.shard_id, span.position + k) for k in range(span.num_rows)],
+                )
+            else:
+                self.ledger.execute(
+                    "INSERT INTO quarantined VALUES(?, ?, ?, ?)", (span.batch_id, span.first_row, span.num_rows, why)
+                )
+                self.ledger.mark_complete([span.batch_id])
+        if span.shard_id:
+            self.reinference.switch_ready()
+
+    def requeue(self, argument: str) -> str:
+        """Bring back a batch (number), a star (path) or everything (""). PermanentError where there is nothing."""
+        rows = self.ledger.execute("SELECT batch_id, first_row, num_rows FROM quarantined").fetchall()
+        chosen = [row for row in rows if argument in ("", str(row[0]))]
+        with self.ledger.transaction("rows requeued"):
+            for batch_id, first_row, _ in chosen:
+                self.ledger.execute(
+                    "DELETE FROM quarantined WHERE batch_id = ? AND first_row = ?", (batch_id, first_row)
+                )
+            self.ledger.mark_complete([int(row[0]) for row in chosen])
+        for batch_id, first_row, num_rows in chosen:
+            self.pending.add(Span(batch_id, first_row, num_rows))
+            (self._folder.quarantine / f"batch_{batch_id:06d}_row_{first_row}.json").unlink(missing_ok=True)
+        stars = self.ingest.requeue(argument)
+        if argument and not chosen and not stars:
+            raise PermanentError(
+                f"requeue {argument}: nothing of it is quarantined; give a batch's number or a star's path"
+            )
+        return f"{sum(int(row[2]) for row in chosen)} rows of batches and {stars} stars are tried again"
+
+    # Commits
+
+    def queue(self, finished: Finished, span: Span) -> None:
+        self._queue.append((finished, span))
+
+    def commit_is_due(self, now: float) -> bool:
+        return now >= self._next_commit and (bool(self._queue) or self._seal_is_due(now))
+
+    def commit(self, now: float) -> list[int]:
+        """Commit everything that is finished; return the lease ids that are on disk now."""
+        queue, self._queue = self._queue, []
+        first = [finished for finished, _ in queue if finished.shard_id == 0]
+        redone = [finished for finished, _ in queue if finished.shard_id != 0]
+        self._next_commit = now + self._settings.service.commit_seconds
+        for group in _groups(first, self._settings.service.shard_rows):
+            self.committer.commit(group, now)
+            self._shard_since = now if self._shard_since is None else self._shard_since
+            if self._seal_is_due(now):
+                self._seal()
+        if redone:
+            self.reinference.stage(redone, now)
+        if self._seal_is_due(now):
+            self._seal()
+        return [finished.lease_id for finished, _ in queue if finished.lease_id]
+
+    def _seal_is_due(self, now: float) -> bool:
+        service = self._settings.service
+        rows = self.poses.open_rows
+        if rows and self._shard_since is None:
+            self._shard_since = now
+        old = self._shard_since is not None and now - self._shard_since >= service.shard_seconds
+        return rows > 0 and (rows >= service.shard_rows or old)
+
+    def _seal(self) -> None:
+        self.poses.seal()
+        self._shard_since = None
+
+    # Checkpoints and training
+
+    def _choose_checkpoint(self) -> None:
+        """Use the checkpoint of the settings where it is new there, else the last one in use that is still good."""
+        given = self._settings.checkpoint
+        if given and self.ledger.fact("checkpoint of the settings") != given:
+            found = verify_checkpoint(Path(os.path.abspath(given)))
+            with self.ledger.transaction("checkpoint chosen"):
+                self.ledger.remember("checkpoint of the settings", given)
+                self.ledger.remember("checkpoint", str(found.folder))
+        last = self.ledger.fact("checkpoint")
+        rows = self.ledger.execute("SELECT folder FROM trainings WHERE state = ? ORDER BY training_id DESC", (DONE,))
+        folders = dict.fromkeys([last, *(str(row[0]) for row in rows.fetchall())])
+        for folder in folders:
+            if not folder:
+                continue
+            try:
+                self.checkpoint = verify_checkpoint(Path(folder))
+                return
+            except InvalidCheckpointError as error:
+                self.problems["checkpoint"] = str(error)
+        self.checkpoint = None
+
+    def checkpoint_suspected(self, checkpoint_id: str) -> None:
+        """A worker says that a checkpoint's hash is wrong: look, and go back to the last good one if so."""
+        if self.checkpoint is not None and self.checkpoint.checkpoint_id == checkpoint_id:
+            self._choose_checkpoint()
+
+    def start_training_if_due(self, now: float) -> None:
+        if self.gate.start_if_due(now):
+            self._training_failures = 0
+            logger.info("training ordered", extra={"aligned": self.gate.aligned_per_half()})
+
+    def training_failed(self, message: Failure, now: float) -> None:
+        """Order the training again after a while, or give it up."""
+        order = self.gate.order()
+        if order is None or order.training_id != message.lease_id:
+            return
+        self._training_failures += 1
+        why = f"training {order.training_id}: {message.error}: {message.message}"
+        self.problems["training"] = why
+        if not message.retry_can_help and self._training_failures >= self._settings.service.max_attempts:
+            self.gate.give_up(order.training_id, why)
+        self.training_not_before = now + backoff_seconds(self._training_failures)
+
+    def training_done(self, message: TrainingDone) -> str:
+        """Use the checkpoint from now on if it is what its manifest says; return what is wrong, or ""."""
+        state = self.gate.state_of(message.training_id)
+        if state == DONE:
+            return ""
+        if not state:
+            return f"training {message.training_id} was never ordered"
+        try:
+            found = verify_checkpoint(Path(message.checkpoint))
+            if found.checkpoint_id != message.checkpoint_id:
+                raise InvalidCheckpointError(f"{message.checkpoint} holds {found.checkpoint_id}")
+        except CespedStreamError as error:
+            self.problems["training"] = str(error)
+            return str(error)
+        self.gate.finish(message.training_id, found, message.seconds)
+        self.checkpoint = found
+        self.training_progress = None
+        self.problems.pop("training", None)
+        logger.info("checkpoint in use", extra={"checkpoint_id": found.checkpoint_id})
+        return ""
+
+    def request_reinfer(self, checkpoint: str) -> int:
+        """Redo every row of another checkpoint, and use this one from now on; leases of others are given back."""
+        found = self._named_checkpoint(checkpoint)
+        for lease in self.leases:
+            if lease.checkpoint_id != found.checkpoint_id or lease.span.shard_id:
+                self.leases.remove(lease, None)
+                if not lease.span.shard_id:
+                    self.pending.add(lease.span)
+        with self.ledger.transaction("checkpoint chosen"):
+            self.ledger.remember("checkpoint", str(found.folder))
+        self.checkpoint = found
+        shards = self.reinference.request(found.checkpoint_id)
+        self.pending.drop_redos()
+        for span in self.reinference.spans():
+            self.pending.add(span)
+        return shards
+
+    def _named_checkpoint(self, name: str) -> VerifiedCheckpoint:
+        if not name:
+            if self.checkpoint is None:
+                raise PermanentError("reinfer: no checkpoint is in use; name one")
+            return self.checkpoint
+        inside = self._folder.checkpoints / name
+        return verify_checkpoint(inside if inside.is_dir() else Path(os.path.abspath(name)))
+
+
+def _groups(finished: Sequence[Finished], shard_rows: int) -> list[list[Finished]]:
+    """Split what is committed so that a shard ends at most one batch after `shard_rows`."""
+    groups: list[list[Finished]] = []
+    rows = shard_rows
+    for item in finished:
+        if rows >= shard_rows:
+            groups.append([])
+            rows = 0
+        groups[-1].append(item)
+        rows += item.num_rows
+    return groups
