@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cesped_stream.imaging.ctf import ctf as ctf_of
@@ -12,14 +13,14 @@ from cesped_stream.particles.table import CtfParameters
 from cesped_stream.settings import PreprocessSettings
 
 
-def image_flags(images: Tensor) -> np.ndarray:  # type: ignore[type-arg]
+def image_flags(images: Tensor) -> NDArray[np.uint8]:
     """Return an `ImageFlag` a particle, `(n,)` uint8: NaN, Inf or constant images get no pose."""
     flat = images.flatten(1)
     flags = torch.full((len(flat),), int(ImageFlag.OK), dtype=torch.uint8)
     flags[(flat.amax(1) == flat.amin(1)).cpu()] = int(ImageFlag.CONSTANT)
     flags[flat.isinf().any(1).cpu()] = int(ImageFlag.INF)
     flags[flat.isnan().any(1).cpu()] = int(ImageFlag.NAN)
-    return flags.numpy()
+    return np.asarray(flags.numpy(), np.uint8)
 
 
 class Preprocessor:

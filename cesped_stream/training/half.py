@@ -16,7 +16,7 @@ from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidCheckpointError
 from cesped_stream.imaging.augment import Augmenter
 from cesped_stream.model.image2sphere import Image2Sphere
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.table import Int64, ParticleTable
 from cesped_stream.settings import TrainingSettings
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.grids import pose_grid
@@ -108,7 +108,7 @@ class HalfTraining:
         state = self._best or self.model.state_dict()
         return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
-    def _step(self, rows: np.ndarray, rate: float, generator: torch.Generator) -> float:  # type: ignore[type-arg]
+    def _step(self, rows: Int64, rate: float, generator: torch.Generator) -> float:
         picked = torch.from_numpy(rows)
         images, rotations = self._augment(self._images.take(rows), self._rotations[picked], generator)
         index, mass = symmetric_targets(rotations, self._group, self.model.settings.grid_order)
@@ -122,15 +122,15 @@ class HalfTraining:
             self._confidence[picked].to(self._device),
         )
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return float(loss.detach())
 
-    def _batches(self, steps: int, generator: torch.Generator) -> list[np.ndarray]:  # type: ignore[type-arg]
+    def _batches(self, steps: int, generator: torch.Generator) -> list[Int64]:
         """Return `steps` batches of row indices: passes over the rows in random order, a short tail dropped."""
         rows = self.split.training
         size = min(self._settings.batch_size, len(rows))
-        batches: list[np.ndarray] = []  # type: ignore[type-arg]
+        batches: list[Int64] = []
         while len(batches) < steps:
             order = rows[torch.randperm(len(rows), generator=generator).numpy()]
             batches.extend(order[i : i + size] for i in range(0, len(rows) - size + 1, size))
