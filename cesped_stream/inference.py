@@ -1,0 +1,157 @@
+"""Prediction: network inputs in, poses with confidence and further candidates out; deterministic."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cesped_stream.model.checkpoint import HALVES, HalfMode, load_checkpoint
+from cesped_stream.model.image2sphere import Image2Sphere
+from cesped_stream.settings import Device, InferenceSettings
+from cesped_stream.so3.distribution import top_poses
+from cesped_stream.so3.symmetry import group_rotations
+
+logger = logging.getLogger(__name__)
+
+GRID_STEP_DEG_AT_ORDER_0 = 58.6
+SEPARATION_IN_GRID_STEPS = 2.0
+
+
+@dataclass(frozen=True)
+class PoseBatch:
+    """Poses of n particles, best of k candidates first; NaN and confidence 0 where `flag` is not 0."""
+
+    rotation: NDArray[np.float64]
+    """`(n, 3, 3)`, image xyz to map xyz."""
+    confidence: NDArray[np.float64]
+    """`(n,)`: the probability that the network gives the best pose, the first of `top_probability`."""
+    top_rotation: NDArray[np.float64]
+    """`(n, k, 3, 3)`."""
+    top_probability: NDArray[np.float64]
+    """`(n, k)`."""
+    flag: NDArray[np.uint8]
+    """`(n,)`, `particles.flags.ImageFlag`."""
+    digest: NDArray[np.uint8]
+    """`(n, 16)`: blake2b of the image's bytes in its file; zeros where no file was read."""
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    @classmethod
+    def empty(cls, n: int, k: int) -> "PoseBatch":
+        """Return n particles without a pose, flag 0."""
+        return cls(
+            rotation=np.full((n, 3, 3), np.nan),
+            confidence=np.zeros(n),
+            top_rotation=np.full((n, k, 3, 3), np.nan),
+            top_probability=np.zeros((n, k)),
+            flag=np.zeros(n, np.uint8),
+            digest=np.zeros((n, 16), np.uint8),
+        )
+
+    def put(self, index: NDArray[np.int64], part: "PoseBatch") -> None:
+        """Overwrite the rows at `index` with `part`, in that order."""
+        for field in fields(self):
+            getattr(self, field.name)[index] = getattr(part, field.name)
+
+
+def pick_device(device: Device) -> torch.device:
+    """Return the device of a setting; ValueError where CUDA is asked for and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, and this machine has no usable CUDA GPU; set it to auto or cpu")
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+class Predictor:
+    """Both half-models of a checkpoint, ready to predict.
+
+    Each forward pass holds exactly `batch_size` images of one half-set, the last one padded with zeros, so a
+    particle's bits depend neither on its neighbours nor on its place. They do depend on the device, the batch size,
+    the number of threads and the version of torch.
+    """
+
+    def __init__(
+        self, checkpoint_folder: Path, settings: InferenceSettings, half_mode: HalfMode = "gold_standard"
+    ) -> None:
+        self.settings = settings
+        self.half_mode: HalfMode = half_mode
+        self.device = pick_device(settings.device)
+        self.batch_size = settings.batch_size
+        loaded = load_checkpoint(checkpoint_folder, device=self.device)
+        self.manifest = loaded.manifest
+        self._models = {half: loaded.model_for(half, half_mode) for half in HALVES}
+        self._group = group_rotations(self.manifest.symmetry)
+        order = self.manifest.model.grid_order
+        self._separation_deg = SEPARATION_IN_GRID_STEPS * GRID_STEP_DEG_AT_ORDER_0 / 2**order
+
+    def predict(self, images: Tensor, half_sets: Sequence[int] | NDArray[np.int64]) -> PoseBatch:
+        """Return the poses of network inputs `(n, 1, s, s)` float32 of particles of `half_sets` `(n,)`.
+
+        Flags and digests are 0. Raises ValueError for a half-set other than 0 and 1. Where CUDA memory runs out the
+        batch is halved, for good; that is logged, since the last bits may change.
+        """
+        halves = np.asarray(half_sets, np.int64)
+        if halves.shape != (len(images),) or not np.isin(halves, HALVES).all():
+            raise ValueError(f"{len(images)} images need as many half-sets, each 0 or 1; got {half_sets!r}")
+        poses = PoseBatch.empty(len(images), self.settings.top_k)
+        for half, model in self._models.items():
+            index = np.flatnonzero(halves == half)
+            done = 0
+            while done < len(index):
+                batch = index[done : done + self.batch_size]
+                try:
+                    part = self._predict_batch(model, images[torch.from_numpy(batch)])
+                except torch.cuda.OutOfMemoryError:
+                    if self.batch_size == 1:
+                        raise
+                    self._halve_batch()
+                    continue
+                poses.put(batch, part)
+                done += len(batch)
+        return poses
+
+    def _predict_batch(self, model: Image2Sphere, images: Tensor) -> PoseBatch:
+        n = len(images)
+        padded = images.new_zeros(self.batch_size, *images.shape[1:])
+        padded[:n] = images
+        with torch.no_grad(), _reproducible(self.device, bfloat16=self.settings.precision == "bfloat16"):
+            logits = model(padded.to(self.device))
+            rotations, probabilities = top_poses(
+                logits[:n],
+                self.manifest.model.grid_order,
+                self._group,
+                self.settings.top_k,
+                self._separation_deg,
+            )
+        rotations, probabilities = np.asarray(rotations), np.asarray(probabilities)
+        return PoseBatch(
+            rotation=rotations[:, 0],
+            confidence=probabilities[:, 0],
+            top_rotation=rotations,
+            top_probability=probabilities,
+            flag=np.zeros(n, np.uint8),
+            digest=np.zeros((n, 16), np.uint8),
+        )
+
+    def _halve_batch(self) -> None:
+        self.batch_size //= 2
+        torch.cuda.empty_cache()
+        logger.warning("CUDA memory ran out; batch halved", extra={"batch_size": self.batch_size})
+
+
+@contextmanager
+def _reproducible(device: torch.device, *, bfloat16: bool) -> Iterator[None]:
+    """Run the block with reproducible float32 kernels (no TF32), the backbone in bfloat16 where asked for."""
+    with (
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
+    ):
+        yield
