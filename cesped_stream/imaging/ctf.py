@@ -1,0 +1,65 @@
+"""Contrast transfer function on the half plane of `torch.fft.rfft2`, in RELION's sign and units."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from cesped_stream.conventions import electron_wavelength_angstrom
+from cesped_stream.particles.table import CtfParameters, Float64
+
+
+def ctf(
+    parameters: CtfParameters,
+    box_size: int,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Return the CTF of n images, `(n, box_size, box_size // 2 + 1)`, positive at low frequency for underfocus.
+
+    Astigmatism angle from the x axis (columns), B-factor envelope and scale factor included. What an image already
+    carries (`premultiplied`, `phase_flipped`) does not enter. The phase is formed in float64: at 1 A/px it reaches
+    hundreds of radians. Source: conventions, equal to RELION 3.1's CTF.
+    """
+    terms = torch.from_numpy(_phase_terms(parameters)).to(device)
+    x2, xy, y2 = (basis.to(device) for basis in _quadratic_basis(box_size))
+    square = x2 + y2
+    phase = terms[0] * x2 + terms[1] * xy + terms[2] * y2 - terms[3] * square.square() + terms[4]
+    values = torch.sin(torch.remainder(phase, 2 * torch.pi).to(dtype))
+    if np.any(parameters.bfactor_angstrom2 != 0):
+        values = values * torch.exp(terms[5] * square).to(dtype)
+    if np.any(parameters.scale != 1):
+        values = values * terms[6].to(dtype)
+    return values
+
+
+def _phase_terms(p: CtfParameters) -> Float64:
+    """Coefficients `(7, n, 1, 1)` of x^2, xy, y^2, s^4, 1, the envelope and the scale, with s in cycles a pixel."""
+    wavelength = electron_wavelength_angstrom(p.voltage_kv)
+    square = p.pixel_size_angstrom**-2.0
+    mean = (p.defocus_u_angstrom + p.defocus_v_angstrom) / 2
+    half = (p.defocus_u_angstrom - p.defocus_v_angstrom) / 2
+    twice = 2 * np.deg2rad(p.defocus_angle_deg)
+    defocus = np.pi * wavelength * square
+    spherical = np.pi / 2 * p.spherical_aberration_mm * 1e7 * wavelength**3 * square**2
+    terms = np.stack(
+        [
+            defocus * (mean + half * np.cos(twice)),
+            defocus * 2 * half * np.sin(twice),
+            defocus * (mean - half * np.cos(twice)),
+            spherical,
+            np.arcsin(p.amplitude_contrast) + np.deg2rad(p.phase_shift_deg),
+            -p.bfactor_angstrom2 / 4 * square,
+            p.scale,
+        ]
+    )
+    return np.asarray(terms[:, :, None, None], np.float64)
+
+
+@lru_cache(maxsize=8)
+def _quadratic_basis(box_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x^2, xy, y^2 in (cycles a pixel)^2: float64 `(1, box)`, `(box, box // 2 + 1)`, `(box, 1)`."""
+    x = torch.fft.rfftfreq(box_size, dtype=torch.float64)[None]
+    y = torch.fft.fftfreq(box_size, dtype=torch.float64)[:, None]
+    return x.square(), x * y, y.square()
