@@ -15,7 +15,7 @@ from cesped_stream.conventions import half_set_to_random_subset
 from cesped_stream.durable import Step, write_whole
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader
 from cesped_stream.particles.star import star_bytes
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
 from .finished import joined
 from .ledger import GIVEN, PREDICT, Ledger, StarRecord
@@ -256,7 +256,16 @@ def _batch_table(new: list[tuple[ReadyRows, int]]) -> tuple[ParticleTable, list[
         stacks = [quote(stack) for stack, _ in chosen]
         tables.append(table.with_columns({"rlnRandomSubset": half, STACK_LABEL: stacks}))
         identities.extend(chosen)
-    return joined(tables), identities
+    table = joined(tables)
+    return replace(table, optics=tuple(map(_named, table.optics))), identities
+
+
+def _named(group: OpticsGroup) -> OpticsGroup:
+    """Return the group with a name; one that has none is named by its content, in whatever star it stands."""
+    if group.text("rlnOpticsGroupName") is not None:
+        return group
+    digest = hashlib.sha256(json.dumps(sorted(group.values)).encode()).hexdigest()[:8]
+    return OpticsGroup((("rlnOpticsGroupName", f"optics_{digest}"), *group.values))
 
 
 def declared_hashes(table: ParticleTable) -> list[bytes]:
