@@ -57,6 +57,9 @@ class ServiceSettings(Settings):
         "coordinator.key_secret and the allow-list allowed/*.key; on a worker's: client.key_secret, coordinator.key.",
     )
     workers: int = Field(1, ge=0, le=64, description="Workers that `cesped-stream run` starts on this machine.")
+    trainers: int = Field(
+        1, ge=0, le=1, description="Trainers that `cesped-stream run` starts; 0 where one runs elsewhere."
+    )
     lease_seconds: float = Field(
         10.0, gt=0, le=600, description="Work per lease, in seconds at the worker's measured rate."
     )
@@ -107,3 +110,41 @@ class SessionSettings(BaseSettings):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     inference: InferenceSettings = Field(default_factory=InferenceSettings)
     service: ServiceSettings = Field(default_factory=ServiceSettings)
+
+
+class TrainCommand(BaseSettings):
+    """`cesped-stream train`: without a session."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CESPED_STREAM_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    star: Path = Field(description="Star file of aligned particles (with poses).")
+    output: Path = Field(description="Folder that the checkpoint is published in, under its id; resume points too.")
+    image_root: Path | None = Field(
+        None, description="Folder that rlnImageName is relative to; default: the star's folder."
+    )
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    inference: InferenceSettings = Field(default_factory=InferenceSettings)
+
+
+class InferCommand(BaseSettings):
+    """`cesped-stream infer`: without a session."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CESPED_STREAM_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    checkpoint: Path = Field(description="Published checkpoint folder.")
+    star: Path = Field(description="Star file of particles.")
+    output: Path = Field(
+        description="Star file to write: all input columns and the pose. Rows whose image is unusable go to "
+        "<output>_unposed.star."
+    )
+    image_root: Path | None = Field(
+        None, description="Folder that rlnImageName is relative to; default: the star's folder."
+    )
+    half_mode: Literal["gold_standard", "cross_half"] = Field(
+        "gold_standard", description="Whose half's model poses a particle: its own or (cross_half) the other."
+    )
+    inference: InferenceSettings = Field(default_factory=InferenceSettings)

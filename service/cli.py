@@ -1,0 +1,249 @@
+"""The command line. `--help` teaches; nothing heavy is imported before a command needs it."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic_settings import BaseSettings, CliSettingsSource
+
+from cesped_stream.errors import CespedStreamError, InvalidSettingsError
+
+from .resolve import known_keys, resolve, with_absolute_paths
+from .settings import InferCommand, SessionSettings, TrainCommand
+
+ERROR_EXIT_CODE = 2
+
+OVERVIEW = """\
+Poses for cryo-EM particles while the microscope is still collecting.
+
+particle stars and stacks land in a folder; the first aligned ones fine-tune Image2Sphere, all later ones get poses:
+
+  cesped-stream demo                                    see it work on simulated ribosomes, no data needed
+  cesped-stream run --session S --landing.folder L      watch folder L, keep everything in folder S
+  cesped-stream status S                                what is it doing?
+  cesped-stream export star S --output all.star         every particle once, sorted: input for RELION
+
+Settings come from, strongest first: the command line (--training.max_steps 500), the environment
+(CESPED_STREAM_TRAINING__MAX_STEPS=500), a TOML file (--settings my.toml), the defaults. An unknown key is an error.
+The resolved settings of a session are printed at its start and kept in <session>/session.toml.
+"""
+
+SETTINGS_COMMANDS = {
+    "demo": "see it work: simulate an entry, stream it, compare with the truth; needs no data",
+    "run": "start coordinator, trainer and workers on this machine, in the foreground, with a live view",
+    "coordinator": "the one process that watches the landing folder, keeps the ledger and writes poses",
+    "worker": "predicts poses; any number of them, on any machine that sees the files",
+    "trainer": "fine-tunes the network on the first aligned batch",
+    "replay": "let an entry land as a stream and have it answered, as at a microscope",
+    "simulate": "write an entry of simulated particles in CESPED's layout",
+    "train": "fine-tune on an aligned star, without a session; publishes a checkpoint folder",
+    "infer": "predict the poses of a star with a checkpoint, without a session",
+}
+
+Command = Callable[[argparse.Namespace], int]
+S = TypeVar("S", bound=BaseSettings)
+
+
+class Usage(InvalidSettingsError):
+    """The command line itself is wrong."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **kwargs}
+        super().__init__(**kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise Usage(f"{message}; see `{self.prog} --help`")
+
+
+class SettingsArguments:
+    """A settings class as command-line options with dotted names, described by its fields."""
+
+    def __init__(self, parser: argparse.ArgumentParser, kind: type[BaseSettings]) -> None:
+        self.kind = kind
+        self._source: Any = CliSettingsSource(
+            kind,
+            root_parser=parser,
+            cli_hide_none_type=True,
+            cli_avoid_json=True,
+            cli_enforce_required=False,
+            cli_implicit_flags=True,
+            cli_use_class_docs_for_groups=True,
+        )
+
+    def given(self, arguments: argparse.Namespace) -> Mapping[str, Any]:
+        """Return the options that were given, nested."""
+        known = {key: value for key, value in vars(arguments).items() if not key.startswith("_")}
+        values: Mapping[str, Any] = self._source(parsed_args=known)()
+        return values
+
+
+def build_parser(wanted: str = "") -> argparse.ArgumentParser:
+    """Return the parser of all commands; each sets `_command`, a function of the parsed arguments.
+
+    Only the command `wanted` gets its settings as options: each of them costs time to build.
+    """
+    parser = _Parser(prog="cesped-stream", description=OVERVIEW)
+    parser.add_argument("--version", action="store_true", dest="_version", help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=False, parser_class=_Parser)
+    for name, text in SETTINGS_COMMANDS.items():
+        _add_settings_command(commands, name, text, with_options=name == wanted)
+    _add_requests(commands)
+    keys = commands.add_parser("keys", help="make CURVE keys for a tcp endpoint")
+    keys.add_argument("_folder", type=Path, metavar="FOLDER", help="where; mode 0700")
+    keys.set_defaults(_command=_later("keys_command"))
+    bench = commands.add_parser("bench", help="measure this machine").add_subparsers(
+        title="benchmarks", metavar="BENCHMARK", required=True, parser_class=_Parser
+    )
+    _add_bench_infer(bench)
+    return parser
+
+
+def _add_settings_command(commands: Any, name: str, text: str, *, with_options: bool) -> None:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.\n\nEvery option below is a setting: KEY = VALUE in a TOML file, "
+        "CESPED_STREAM_KEY in the environment\n(a dot becomes two underscores).",
+        usage=f"cesped-stream {name} [--settings FILE] [--KEY VALUE ...]",
+    )
+    parser.set_defaults(_command=_later(f"{name}_command"))
+    if not with_options:
+        return
+    parser.add_argument("--settings", dest="_settings", type=Path, metavar="FILE", help="TOML file of settings")
+    if name in ("run", "coordinator", "worker", "trainer"):
+        _add_role_arguments(parser, name)
+    parser.set_defaults(_options=SettingsArguments(parser, _settings_class(name)))
+
+
+def _add_role_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    if name == "run":
+        parser.add_argument("--plain", dest="_plain", action="store_true", help="no live view: one line a change")
+    else:
+        parser.add_argument("--parent-pid", dest="_parent_pid", type=int, default=0, help=argparse.SUPPRESS)
+    if name in ("worker", "trainer"):
+        parser.add_argument("--name", dest="_name", default="", help="this process's name in status and logs")
+
+
+def _settings_class(name: str) -> type[BaseSettings]:
+    match name:
+        case "train":
+            return TrainCommand
+        case "infer":
+            return InferCommand
+        case "simulate" | "replay" | "demo":
+            from . import stream_settings
+
+            kinds: dict[str, type[BaseSettings]] = {
+                "simulate": stream_settings.SimulateCommand,
+                "replay": stream_settings.ReplayCommand,
+                "demo": stream_settings.DemoCommand,
+            }
+            return kinds[name]
+    return SessionSettings
+
+
+def _add_bench_infer(bench: Any) -> None:
+    infer = bench.add_parser(
+        "infer", help="particles/s and peak memory of inference: backbone, head, and with reading from disk"
+    )
+    infer.add_argument("--preset", dest="_presets", action="append", choices=("paper", "small"), help="default: both")
+    infer.add_argument("--device", dest="_device", choices=("auto", "cuda", "cpu"), default="auto")
+    infer.add_argument("--precision", dest="_precision", choices=("float32", "bfloat16"), default="float32")
+    infer.add_argument("--batch-size", dest="_batch_size", type=int, default=32)
+    infer.add_argument("--particles", dest="_particles", type=int, default=256, help="images per measurement")
+    infer.add_argument("--json", dest="_json", action="store_true", help="one JSON object instead of the table")
+    infer.set_defaults(_command=_later("bench_infer_command"))
+
+
+def _add_requests(commands: Any) -> None:
+    status = _request(commands, "status", "show each role's state, backlog, rates, latency, checkpoint in use")
+    status.add_argument("--json", dest="_json", action="store_true", help="the whole status as JSON")
+    reinfer = _request(commands, "reinfer", "redo committed poses with a later checkpoint, each row still exactly once")
+    reinfer.add_argument("--checkpoint", dest="_argument", default="", help="its id or folder; default: the one in use")
+    requeue = _request(commands, "requeue", "bring back what was quarantined")
+    requeue.add_argument("--batch", dest="_argument", default="", help="batch number or star path; default: everything")
+    _request(commands, "retrain", "train again, on all aligned rows that have landed")
+    _request(commands, "stop", "ask a running coordinator to finish what is in hand and exit")
+    export = commands.add_parser("export", help="write the session's particles for other programs").add_subparsers(
+        title="formats", metavar="FORMAT", required=True, parser_class=_Parser
+    )
+    star = _request(
+        export, "star", "one RELION 3.1 star, every particle once, sorted by particle: the canonical result"
+    )
+    star.add_argument("--output", dest="_output", type=Path, required=True, help="the star file to write")
+    star.set_defaults(_command=_later("export_star_command"))
+
+
+def _request(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}. Works whether or not the session runs."
+    )
+    parser.add_argument("_session", type=Path, metavar="SESSION", help="session folder")
+    parser.set_defaults(_command=_later(f"{name}_command"), _argument="")
+    return parser
+
+
+def _later(name: str) -> Command:
+    """Return the command of that name in `commands`, which is imported only when it is called."""
+
+    def command(arguments: argparse.Namespace) -> int:
+        from . import commands
+
+        return int(getattr(commands, name)(arguments))
+
+    return command
+
+
+def settings_from(arguments: argparse.Namespace, kind: type[S]) -> S:
+    """Return the resolved settings of a command."""
+    return resolve(kind, arguments._options.given(arguments), arguments._settings)
+
+
+def session_settings(arguments: argparse.Namespace) -> SessionSettings:
+    """Return the resolved settings of a command that takes all of a session's options."""
+    return with_absolute_paths(settings_from(arguments, SessionSettings))
+
+
+def _unknown_option(unknown: Sequence[str], arguments: argparse.Namespace) -> Usage:
+    options = getattr(arguments, "_options", None)
+    keys = [f"--{key}" for key in known_keys(options.kind)] if options is not None else []
+    close = difflib.get_close_matches(unknown[0].partition("=")[0], keys, n=1)
+    hint = f"did you mean {close[0]}?" if close else "--help lists the options"
+    return Usage(f"unknown option {' '.join(unknown)}; {hint}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0 done, 2 for an error that the user can act on (one line on stderr)."""
+    try:
+        words = list(sys.argv[1:] if argv is None else argv)
+        parser = build_parser(next((word for word in words if not word.startswith("-")), ""))
+        arguments, unknown = parser.parse_known_args(words)
+        if unknown:
+            raise _unknown_option(unknown, arguments)
+        if arguments._version:
+            from importlib.metadata import version
+
+            print(version("cesped-stream"))
+            return 0
+        if not hasattr(arguments, "_command"):
+            parser.print_help()
+            return 0
+        return int(arguments._command(arguments))
+    except CespedStreamError as error:
+        print(f"cesped-stream: error: {error}", file=sys.stderr)
+        return ERROR_EXIT_CODE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) left: nothing more to say, and no traceback at exit.
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""What each command does. torch is imported only by the commands that compute."""
+
+import argparse
+import json
+import os
+import socket
+
+from rich.console import Console
+
+from cesped_stream.errors import CespedStreamError, TransientError
+
+from .cli import session_settings, settings_from
+from .messages import Control, ControlAction
+from .process import StopRequest, save_settings, start_logging
+from .request import ask_running, current_status, request, settings_of
+from .session import SessionFolder, SessionLock
+from .settings import InferCommand, SessionSettings, TrainCommand
+from .sockets import create_keys
+from .toml import toml_text
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    from .live import view_of
+    from .run import Supervisor, children_of, start_child, supervise
+
+    settings = session_settings(arguments)
+    _check_can_start(settings)
+    _check_free(settings)
+    file = save_settings(settings)
+    start_logging(settings.session, "run", to_stderr=False)
+    console = Console()
+    console.print(f"settings resolved, kept in {file}:", highlight=False, markup=False)
+    console.print(_settings_text(settings), highlight=False, markup=False)
+    supervisor = Supervisor(children_of(settings, file), lambda child: start_child(settings, child))
+    stop = StopRequest().install()
+    with view_of(settings, console, plain=arguments._plain) as view:
+        code = supervise(supervisor, stop, view.update)
+    if code:
+        _show_last_words(settings, Console(stderr=True))
+    return code
+
+
+def coordinator_command(arguments: argparse.Namespace) -> int:
+    from .coordinator_process import run_coordinator
+
+    settings = session_settings(arguments)
+    _check_can_start(settings)
+    stop = StopRequest().install()
+    start_logging(settings.session, "coordinator", to_stderr=arguments._parent_pid == 0)
+
+    def on_open() -> None:
+        if arguments._parent_pid == 0:
+            print(f"settings resolved, kept in {save_settings(settings)}:\n{_settings_text(settings)}", flush=True)
+
+    return run_coordinator(settings, stop, parent_pid=arguments._parent_pid, on_open=on_open)
+
+
+def worker_command(arguments: argparse.Namespace) -> int:
+    settings = session_settings(arguments)
+    name = arguments._name or _default_name("worker")
+    stop = StopRequest().install()
+    start_logging(settings.session, name, to_stderr=arguments._parent_pid == 0)
+    from .worker import run_worker
+
+    return run_worker(settings, stop, name=name, parent_pid=arguments._parent_pid)
+
+
+def trainer_command(arguments: argparse.Namespace) -> int:
+    settings = session_settings(arguments)
+    name = arguments._name or _default_name("trainer")
+    stop = StopRequest().install()
+    start_logging(settings.session, name, to_stderr=arguments._parent_pid == 0)
+    from .trainer import run_trainer
+
+    return run_trainer(settings, stop, name=name, parent_pid=arguments._parent_pid)
+
+
+def status_command(arguments: argparse.Namespace) -> int:
+    from .show import status_view
+
+    settings = settings_of(arguments._session)
+    status, running = current_status(settings)
+    if status is None:
+        raise CespedStreamError(f"{settings.session}: no coordinator runs and none has written a status; start `run`")
+    if arguments._json:
+        print(json.dumps({"running": running, **status.model_dump(mode="json")}, indent=1))
+    else:
+        Console().print(status_view(status, running=running))
+    return 0
+
+
+def reinfer_command(arguments: argparse.Namespace) -> int:
+    return _request("reinfer", arguments)
+
+
+def requeue_command(arguments: argparse.Namespace) -> int:
+    return _request("requeue", arguments)
+
+
+def retrain_command(arguments: argparse.Namespace) -> int:
+    return _request("train", arguments)
+
+
+def stop_command(arguments: argparse.Namespace) -> int:
+    settings = settings_of(arguments._session)
+    reply = ask_running(settings, Control(action="drain"))
+    if reply is None:
+        raise TransientError(f"{settings.session}: no coordinator runs here")
+    print(reply.text)
+    return 0
+
+
+def train_command(arguments: argparse.Namespace) -> int:
+    settings = settings_from(arguments, TrainCommand)
+    stop = StopRequest().install()
+    from .tools import train
+
+    train(settings, stop, Console())
+    return 0
+
+
+def infer_command(arguments: argparse.Namespace) -> int:
+    settings = settings_from(arguments, InferCommand)
+    from .tools import infer
+
+    infer(settings, Console())
+    return 0
+
+
+def simulate_command(arguments: argparse.Namespace) -> int:
+    from .stream_settings import SimulateCommand
+
+    settings = settings_from(arguments, SimulateCommand)
+    from . import demo
+
+    return demo.simulate_command(settings, Console())
+
+
+def replay_command(arguments: argparse.Namespace) -> int:
+    from .stream_settings import ReplayCommand
+
+    settings = settings_from(arguments, ReplayCommand)
+    from . import demo
+
+    return demo.replay_command(settings, Console())
+
+
+def demo_command(arguments: argparse.Namespace) -> int:
+    from .stream_settings import DemoCommand
+
+    settings = settings_from(arguments, DemoCommand)
+    from . import demo
+
+    return demo.demo_command(settings, Console())
+
+
+def keys_command(arguments: argparse.Namespace) -> int:
+    for file in create_keys(arguments._folder):
+        print(file)
+    return 0
+
+
+def _request(action: ControlAction, arguments: argparse.Namespace) -> int:
+    reply = request(settings_of(arguments._session), Control(action=action, argument=arguments._argument))
+    if not reply.ok:
+        raise CespedStreamError(reply.text)
+    print(reply.text)
+    return 0
+
+
+def _check_can_start(settings: SessionSettings) -> None:
+    """Make what a session needs and refuse early what can be seen to be wrong, before any process is started."""
+    from .sockets import link_of
+
+    if not settings.landing.folder.is_dir():
+        raise CespedStreamError(f"landing.folder: {settings.landing.folder} is no folder; make it, or mount it")
+    link_of(settings, coordinator=True)
+    settings.session.mkdir(parents=True, exist_ok=True)
+
+
+def _check_free(settings: SessionSettings) -> None:
+    """Raise SessionBusyError where a coordinator runs on the session already."""
+    folder = SessionFolder.of(settings)
+    folder.create()
+    SessionLock(folder).release()
+
+
+def _settings_text(settings: SessionSettings) -> str:
+    return toml_text(settings.model_dump(mode="json", exclude_none=True))
+
+
+def _default_name(role: str) -> str:
+    return f"{role}-{socket.gethostname()}-{os.getpid()}"
+
+
+def _show_last_words(settings: SessionSettings, console: Console) -> None:
+    """Print the last line that each child left on its standard error."""
+    for file in sorted((settings.session / "logs").glob("*.stderr")):
+        lines = file.read_text(errors="replace").strip().splitlines()
+        if lines:
+            console.print(f"{file.stem}: {lines[-1]}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,109 @@
+"""A session's status for people: rich tables."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .status import LatencyStatus, RoleStatus, SessionState, SessionStatus, TrainingStatus
+
+STATE_STYLE = {
+    SessionState.INFERRING: "green",
+    SessionState.UP_TO_DATE: "green",
+    SessionState.TRAINING: "cyan",
+    SessionState.PAUSED: "bold red",
+    SessionState.STOPPED: "dim",
+}
+
+
+def status_view(status: SessionStatus, *, running: bool) -> RenderableType:
+    """Return what `status` and the live view show."""
+    title = Text.assemble(
+        ("session ", "dim"), status.session, "  ", (str(status.state), STATE_STYLE.get(status.state, "yellow"))
+    )
+    if not running:
+        title.append("  (no coordinator runs: this is the last status written)", "bold yellow")
+    parts: list[RenderableType] = [title, _particles(status), _work(status)]
+    parts.append(_roles(status.roles) if status.roles else Text("no worker or trainer is connected", "dim"))
+    parts += [Text(f"! {problem}", "red") for problem in status.problems]
+    return Group(*parts)
+
+
+def status_line(status: SessionStatus) -> str:
+    """Return one plain line: for logs and terminals without a live view."""
+    line = f"{status.state}: {status.landed} landed, {status.posed} posed, {status.pending} pending"
+    if status.unposed or status.quarantined:
+        line += f", {status.unposed} unposed, {status.quarantined} quarantined"
+    if status.training is not None and status.state is SessionState.TRAINING:
+        line += f"; {_training_words(status.training)}"
+    return line
+
+
+def _particles(status: SessionStatus) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
+    columns = {
+        "landed": status.landed,
+        "given": status.given,
+        "predicted": status.predicted,
+        "pending": status.pending,
+        "leased": status.leased,
+        "unposed": status.unposed,
+        "quarantined": status.quarantined,
+        "waiting for stack": status.waiting_for_stack,
+        "duplicates": status.duplicates,
+        "conflicts": status.conflicts,
+    }
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{count:,}" for count in columns.values()))
+    return table
+
+
+def _work(status: SessionStatus) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row("rates", f"{status.landed_per_second:.1f} landed/s, {status.posed_per_second:.1f} posed/s")
+    table.add_row("latency", f"{_latency(status.latency)}; while a model existed {_latency(status.latency_with_model)}")
+    aligned = f"{status.aligned_per_half[0]} + {status.aligned_per_half[1]} of {status.min_aligned_per_half} a half"
+    table.add_row("aligned", f"{aligned} ({status.half_mode})")
+    if status.training is not None:
+        table.add_row("training", _training_words(status.training))
+    checkpoint = status.checkpoint
+    used = "none yet" if checkpoint is None else f"{checkpoint.checkpoint_id}, {checkpoint.rows:,} rows"
+    table.add_row("checkpoint", used)
+    shards = f"{status.shards} sealed"
+    table.add_row("shards", shards + (f", {status.reinfer_shards_left} to redo" if status.reinfer_shards_left else ""))
+    table.add_row("stars", f"{status.stars}, {status.stars_waiting} waiting, {status.quarantined_stars} quarantined")
+    return table
+
+
+def _training_words(training: TrainingStatus) -> str:
+    words = f"{training.state}, step {training.step} of {training.max_steps}, {training.num_rows:,} rows"
+    if training.validation_error_deg:
+        words += ", validation " + " / ".join(f"{error:.1f}" for error in training.validation_error_deg) + " deg"
+    return words if training.seconds is None else f"{words}, {training.seconds:.0f} s"
+
+
+def _latency(latency: LatencyStatus) -> str:
+    if latency.p50_seconds is None or latency.p95_seconds is None:
+        return "not known yet"
+    return f"p50 {latency.p50_seconds:.1f} s, p95 {latency.p95_seconds:.1f} s ({latency.num_rows:,} rows)"
+
+
+def _roles(roles: tuple[RoleStatus, ...]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("role", "name", "pid", "device", "state", "says", "particles/s", "leased", "heard"):
+        table.add_column(column)
+    for role in roles:
+        table.add_row(
+            role.role,
+            role.name,
+            str(role.pid),
+            role.device,
+            str(role.state),
+            role.says,
+            f"{role.particles_per_second:.1f}" if role.role == "worker" else "",
+            str(role.leased_rows) if role.role == "worker" else "",
+            f"{role.seconds_since_heard:.1f} s ago",
+        )
+    return table

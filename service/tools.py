@@ -1,0 +1,105 @@
+"""Training and inference on star files, without a session."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cesped_stream.inference import Predictor
+from cesped_stream.particles.stack_paths import resolve_stack
+from cesped_stream.particles.stacks import STACK_LABEL, StackReader, parse_image_name
+from cesped_stream.particles.star import iter_star, read_star, write_star
+from cesped_stream.particles.table import ParticleTable
+from cesped_stream.pipeline import infer_table
+from cesped_stream.training import fit
+
+from .finished import Finished, Poses, joined, output_tables
+from .process import StopRequest, usable_cores
+from .settings import InferCommand, TrainCommand
+from .worker import PROPOSER, pose_frames
+
+ROWS_AT_ONCE = 512
+WORK_FOLDER = "training.work"
+
+
+def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
+    """Fine-tune on an aligned star and publish; return the checkpoint's folder. TrainingStopped on request."""
+    torch.set_num_threads(settings.inference.threads or usable_cores())
+    table = with_stacks(read_star(settings.star), settings.star, settings.image_root)
+    with _bars(console) as bars:
+        tasks = [bars.add_task(f"half {half}", total=None) for half in fit.HALVES]
+
+        def on_progress(progress: fit.Progress) -> None:
+            error = progress.validation_error_deg[progress.half_set]
+            words = f"half {progress.half_set}, loss {progress.loss:.3f}"
+            words += "" if error is None else f", validation {error:.1f} deg"
+            bars.update(tasks[progress.half_set], total=progress.max_steps, completed=progress.step, description=words)
+
+        folder, manifest = fit.fit_pair(
+            table,
+            StackReader(),
+            settings.training,
+            settings.inference,
+            work_folder=settings.output / WORK_FOLDER,
+            checkpoints_folder=settings.output,
+            on_progress=on_progress,
+            should_stop=stop.asked,
+        )
+    console.print(f"{folder}: trained until {manifest.stopped_by}, from {manifest.origin}", highlight=False)
+    return folder
+
+
+def infer(settings: InferCommand, console: Console) -> None:
+    """Write the poses of a star's particles; rows whose image is unusable go to a second star."""
+    torch.set_num_threads(settings.inference.threads or usable_cores())
+    predictor = Predictor(settings.checkpoint, settings.inference, settings.half_mode)
+    reader = StackReader()
+    posed: list[ParticleTable] = []
+    unposed: list[ParticleTable] = []
+    with _bars(console) as bars:
+        task = bars.add_task("inferred", total=None)
+        for read in iter_star(settings.star, rows_per_table=ROWS_AT_ONCE):
+            table = with_stacks(read, settings.star, settings.image_root)
+            frames = pose_frames(infer_table(predictor, table, reader))
+            finished = Finished(
+                batch_id=0,
+                first_row=0,
+                num_rows=len(table),
+                poses=Poses(**frames),
+                checkpoint_id=predictor.manifest.checkpoint_id,
+                proposer=PROPOSER,
+            )
+            for kept, part in zip((posed, unposed), output_tables(table, finished), strict=True):
+                kept.extend([part] if len(part) else [])
+            bars.advance(task, len(table))
+    for path, tables in ((settings.output, posed), (unposed_path(settings.output), unposed)):
+        if tables:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_star(path, joined(tables))
+            console.print(f"{path}: {sum(map(len, tables))} particles", highlight=False)
+
+
+def unposed_path(output: Path) -> Path:
+    """Return where the rows without a pose go: `poses.star` has `poses_unposed.star` beside it."""
+    return output.with_name(f"{output.stem}_unposed{output.suffix}")
+
+
+def with_stacks(table: ParticleTable, star: Path, image_root: Path | None) -> ParticleTable:
+    """Return the table with each row's resolved stack in `cestreamStack`; UnreachableFileError names a missing one."""
+    found: dict[str, str] = {}
+    for text in table.column("rlnImageName"):
+        name = parse_image_name(text)[1]
+        if name not in found:
+            # The user names this star on this machine: any folder that it points to may be read.
+            path = resolve_stack(name, star=star, image_root=image_root, allowed_roots=(Path("/"),))
+            found[name] = quote(str(path))
+    stacks = [found[parse_image_name(text)[1]] for text in table.column("rlnImageName")]
+    return table.with_columns({STACK_LABEL: stacks})
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<44}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )

@@ -1,0 +1,196 @@
+"""The worker: asks for a lease, predicts the poses of its rows, sends them back. The core knows no socket."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cesped_stream.conventions import rotation_to_euler_deg
+from cesped_stream.errors import CespedStreamError, TransientError
+from cesped_stream.inference import PoseBatch, Predictor, pick_device
+from cesped_stream.particles.stacks import StackReader
+from cesped_stream.particles.star import read_star
+from cesped_stream.particles.table import ParticleTable
+from cesped_stream.pipeline import BATCHES_HELD, infer_table
+
+from .messages import Ack, AnyMessage, Failure, Idle, Lease, Ready, Result
+from .peer import Conversation, Identity, connected
+from .process import Activity, StopRequest, usable_cores, worker_threads
+from .settings import SessionSettings
+from .wire import Frames
+
+logger = logging.getLogger(__name__)
+
+RATE_WEIGHT = 0.5
+PROPOSER = "image2sphere"
+
+
+class WorkerStopped(Exception):
+    """The worker was asked to exit at once; its lease goes back unanswered."""
+
+
+class Worker:
+    """From a lease to its poses. Keeps the checkpoint and the batch star that it used last."""
+
+    def __init__(self, settings: SessionSettings, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._now = now
+        self._reader = StackReader()
+        self._predictor: tuple[str, Predictor] | None = None
+        self._table: tuple[str, ParticleTable] | None = None
+        self.particles_per_second = 0.0
+        """Measured over the leases done so far, the recent ones counting more; 0 before the first."""
+
+    def work(
+        self,
+        lease: Lease,
+        incarnation: str,
+        *,
+        on_progress: Callable[[], None] = lambda: None,
+        stop_at_once: Callable[[], bool] = lambda: False,
+    ) -> tuple[Result, Frames]:
+        """Return the lease's result and its frames. Raises CespedStreamError, or WorkerStopped between two chunks."""
+        predictor = self._predictor_of(lease)
+        table = self._rows_of(lease)
+        start = self._now()
+        chunk = BATCHES_HELD * predictor.settings.batch_size
+        poses = PoseBatch.empty(len(table), predictor.settings.top_k)
+        for first in range(0, len(table), chunk):
+            if stop_at_once():
+                raise WorkerStopped
+            index = np.arange(first, min(first + chunk, len(table)))
+            poses.put(index, infer_table(predictor, table.select(index), self._reader))
+            on_progress()
+        seconds = self._now() - start
+        self._measure(len(table), seconds)
+        result = Result(
+            incarnation=incarnation,
+            lease_id=lease.lease_id,
+            checkpoint_id=predictor.manifest.checkpoint_id,
+            proposer=PROPOSER,
+            compute_seconds=seconds,
+            frames=(),
+        )
+        return result, pose_frames(poses)
+
+    def _predictor_of(self, lease: Lease) -> Predictor:
+        if self._predictor is None or self._predictor[0] != lease.checkpoint_id:
+            self._predictor = None
+            settings = self._settings
+            predictor = Predictor(Path(lease.checkpoint), settings.inference, settings.half_mode)
+            logger.info("checkpoint loaded", extra={"checkpoint_id": lease.checkpoint_id})
+            self._predictor = (lease.checkpoint_id, predictor)
+        return self._predictor[1]
+
+    def _rows_of(self, lease: Lease) -> ParticleTable:
+        if self._table is None or self._table[0] != lease.batch_star:
+            self._table = (lease.batch_star, read_star(Path(lease.batch_star)))
+        return self._table[1].select(np.arange(lease.first_row, lease.first_row + lease.num_rows))
+
+    def _measure(self, num_rows: int, seconds: float) -> None:
+        rate = num_rows / max(seconds, 1e-6)
+        before = self.particles_per_second
+        self.particles_per_second = rate if before == 0 else RATE_WEIGHT * rate + (1 - RATE_WEIGHT) * before
+
+
+def pose_frames(poses: PoseBatch) -> Frames:
+    """Return the frames of a Result; the angles of a row without a pose are 0, its flag tells it."""
+    posed = poses.flag == 0
+    return {
+        "euler_deg": _euler_deg(poses.rotation, posed),
+        "confidence": np.where(posed, poses.confidence, 0.0),
+        "top_euler_deg": _euler_deg(poses.top_rotation, posed),
+        "top_probability": np.where(posed[:, None], poses.top_probability, 0.0),
+        "flag": poses.flag,
+        "digest": poses.digest,
+    }
+
+
+def _euler_deg(rotations: np.ndarray, posed: np.ndarray) -> np.ndarray:
+    angles = np.zeros(rotations.shape[:-1])
+    if posed.any():
+        angles[posed] = rotation_to_euler_deg(rotations[posed]).reshape(-1, *angles.shape[1:])
+    return angles
+
+
+def failure_of(error: Exception, lease_id: int, incarnation: str) -> Failure:
+    """Return what to tell the coordinator of an error: a retry can help where the rows themselves are not to blame."""
+    innocent = (TransientError, OSError, MemoryError, torch.cuda.OutOfMemoryError, torch.AcceleratorError)
+    return Failure(
+        incarnation=incarnation,
+        lease_id=lease_id,
+        error=type(error).__name__,
+        message=str(error)[:2000],
+        retry_can_help=isinstance(error, innocent),
+    )
+
+
+def run_worker(settings: SessionSettings, stop: StopRequest, *, name: str, parent_pid: int = 0) -> int:
+    """Run one worker until it is asked to stop; return the exit code, 1 where it met an error it cannot answer."""
+    torch.set_num_threads(worker_threads(settings, usable_cores()))
+    identity = Identity("worker", name, device_name(settings))
+    activity = Activity("starting")
+    with connected(settings, identity, activity, stop, parent_pid=parent_pid) as talk:
+        return _work_until_stopped(Worker(settings), talk, identity, activity, stop)
+
+
+def _work_until_stopped(
+    worker: Worker, talk: Conversation, identity: Identity, activity: Activity, stop: StopRequest
+) -> int:
+    leases: deque[Lease] = deque()
+    while not stop.asked():
+        activity.state = "asking for work"
+        reply: AnyMessage | None
+        if leases:
+            reply = leases.popleft()
+        else:
+            ready = Ready(incarnation=identity.incarnation, particles_per_second=worker.particles_per_second)
+            reply = talk.ask(ready, Lease, Idle)
+        # A Ready that was sent twice may have brought two leases: each is worked on, none is left to expire.
+        leases.extend(message for message in talk.unasked if isinstance(message, Lease))
+        talk.unasked.clear()
+        if isinstance(reply, Idle):
+            activity.state = "idle"
+            activity.turned()
+            stop.wait(reply.retry_seconds)
+        elif isinstance(reply, Lease) and not _answer(worker, reply, talk, identity, activity, stop):
+            return 1
+    return 0
+
+
+def _answer(
+    worker: Worker, lease: Lease, talk: Conversation, identity: Identity, activity: Activity, stop: StopRequest
+) -> bool:
+    """Work on a lease and have its result, or its failure, acknowledged; return whether the worker can go on."""
+    activity.state = f"batch {lease.batch_id}, {lease.num_rows} particles"
+    can_go_on = True
+    frames: Frames = {}
+    answer: Result | Failure
+    try:
+        answer, frames = worker.work(
+            lease, identity.incarnation, on_progress=activity.worked, stop_at_once=stop.at_once
+        )
+    except WorkerStopped:
+        return True
+    except (CespedStreamError, OSError) as error:
+        logger.warning("lease failed", extra={"lease_id": lease.lease_id, "error": repr(error)})
+        answer = failure_of(error, lease.lease_id, identity.incarnation)
+    except Exception as error:
+        logger.exception("worker cannot go on", extra={"lease_id": lease.lease_id})
+        answer = failure_of(error, lease.lease_id, identity.incarnation)
+        can_go_on = False
+    activity.state = "sending a result"
+    ack = talk.ask(answer, Ack, frames=frames, lease_id=lease.lease_id)
+    if isinstance(ack, Ack) and not ack.accepted:
+        logger.warning("result refused", extra={"lease_id": lease.lease_id, "reason": ack.reason})
+    return can_go_on
+
+
+def device_name(settings: SessionSettings) -> str:
+    """Return the name of the device that `inference.device` stands for on this machine."""
+    device = pick_device(settings.inference.device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
