@@ -23,7 +23,7 @@ Float64 = NDArray[np.float64]
 
 
 def embedded_ribosome() -> tuple[Float64, Float64]:
-    """Return `xyz_angstrom` (14219, 3), centred on its mass, and `mass_dalton` (14219,) of PDB 6ZU5, a point a residue."""
+    """Return `xyz_angstrom` (14219, 3), centred on its mass, and `mass_dalton` (14219,) of PDB 6ZU5, one a residue."""
     source = resources.files("cesped_stream") / "data" / "ribosome_6zu5_residues.npz"
     with source.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         return arrays["xyz_angstrom"].astype(np.float64), arrays["mass_dalton"].astype(np.float64)
