@@ -1,0 +1,115 @@
+"""Whatever step a kill follows, and however often, the next start ends at the same canonical export."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.session_bench import Bench, FakeTrainer, FakeWorker, Killed, KillAt, crash, fake_checkpoint, is_done, turn, tell
+
+from cesped_stream.export.star import export_star
+from cesped_stream.particles.star import read_star
+from cesped_stream_service.coordinator import Coordinator
+from cesped_stream_service.messages import Control
+
+LANDED_BEFORE, LANDED_AFTER = 41, 50
+SECOND = "i2s-000000000002"
+
+
+@pytest.fixture
+def fast_root() -> Iterator[Path]:
+    """A folder in memory: kills are of the process, so nothing here depends on what fsync costs."""
+    base = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path("/tmp")
+    root = base / f"kill_points_{os.getpid()}"
+    root.mkdir()
+    yield root
+    shutil.rmtree(root)
+
+
+def run_session(root: Path, step: Callable[[str], None]) -> tuple[bytes, bytes, int]:
+    """Run the scenario through every kill that `step` raises; return the export, its unposed part, and the kills.
+
+    Aligned rows, a flagged image, another optics group and column, a copy of a star, rows that land after the
+    training, and a second checkpoint that redoes everything.
+    """
+    shutil.rmtree(root, ignore_errors=True)
+    bench = Bench(root)
+    bench.land("aligned", 12, aligned=True)
+    bench.land("s1", 20, flagged=[3])
+    bench.land("s2", 9, extra=["rlnCoordinateX"], optics="B", voltage=200.0)
+    shutil.copy(bench.landing / "s1.star", bench.landing / "s1_again.star")
+    kills = 0
+    while True:
+        core = None
+        try:
+            core = bench.open(step)
+            _play(bench, core, kills)
+            core.close()
+            break
+        except Killed:
+            kills += 1
+            assert kills < 1000
+            if core is not None:
+                crash(core)
+            else:
+                _release_lock_of_killed_start(bench)
+    paths = export_star(bench.session / "poses", root / "export.star")
+    return paths[0].read_bytes(), paths[1].read_bytes(), kills
+
+
+def _release_lock_of_killed_start(bench: Bench) -> None:
+    """A constructor that is killed leaves its lock to the garbage collector here, to the kernel in a process."""
+    assert (bench.session / "state" / "coordinator.lock").exists()
+
+
+def _play(bench: Bench, core: Coordinator, life: int) -> None:
+    roles = [FakeTrainer(bench.session / "checkpoints"), FakeWorker(incarnation=f"w{life}")]
+    landed = LANDED_AFTER if (bench.landing / "s3.star").exists() else LANDED_BEFORE
+    asked = False
+    for _ in range(200):
+        turn(core, bench.clock, roles)
+        if not is_done(core, landed):
+            continue
+        if landed == LANDED_BEFORE:
+            bench.land("s3", 9)
+            landed = LANDED_AFTER
+        elif not asked:
+            fake_checkpoint(bench.session / "checkpoints", SECOND)
+            asked = True
+            reply = tell(core, b"cli", Control(action="reinfer", argument=SECOND))[0]
+            assert reply.ok, reply
+        else:
+            return
+    raise AssertionError(f"not done: {core.status()}")
+
+
+def test_every_kill_point_ends_in_the_same_export(fast_root: Path) -> None:
+    count = KillAt()
+    expected = run_session(fast_root, count)
+    table = read_star(fast_root / "export.star")
+    names = table.column("rlnImageName")
+    assert len(names) == len(set(names)) == LANDED_AFTER - 1
+    revisions = dict(zip(names, table.column("cestreamRevision"), strict=True))
+    assert {revisions[name] for name in names if "aligned" in name} == {"0"}
+    assert {revisions[name] for name in names if "aligned" not in name} == {"1"}
+    print(count.count)
+    for at in range(1, count.count + 1):
+        found = run_session(fast_root, KillAt(at))
+        assert found[2] == 1, f"step {at}, {count.names[at - 1]}: no kill"
+        assert found[:2] == expected[:2], f"killed after step {at}, {count.names[at - 1]}"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_kills_in_a_row_end_in_the_same_export(fast_root: Path, seed: int) -> None:
+    expected = run_session(fast_root, lambda name: None)
+    random = np.random.default_rng(seed)
+
+    def step(name: str) -> None:
+        if random.random() < 0.05:
+            raise Killed(name)
+
+    found = run_session(fast_root, step)
+    assert found[2] >= 5
+    assert found[:2] == expected[:2]
