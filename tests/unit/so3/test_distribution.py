@@ -73,6 +73,18 @@ def test_symmetry_mates_of_a_pose_are_one_mode_with_all_their_mass() -> None:
     np.testing.assert_allclose(without[0, 0], probabilities[0, 0] / 4, rtol=1e-3)
 
 
+def test_mass_counts_once_where_the_neighbourhoods_of_mates_overlap() -> None:
+    order, group = 1, group_rotations("C7")
+    along_the_axis = nearest_index(np.eye(3), order)
+    logits = random_logits(1, order)
+    logits[0, along_the_axis] = 9.0
+    poses, probabilities = top_poses(logits, order, group, 2, 40.0)
+    expected_poses, expected = slow_top_poses(logits[0].numpy(), order, group, 2, 40.0)
+    np.testing.assert_allclose(poses[0], expected_poses, atol=1e-12)
+    np.testing.assert_allclose(probabilities[0], expected, rtol=1e-4)
+    assert probabilities[0, 0] < 1
+
+
 @pytest.mark.parametrize("symmetry", ["C1", "T"])
 def test_modes_are_further_apart_than_the_separation(symmetry: str) -> None:
     group = group_rotations(symmetry)
