@@ -25,18 +25,29 @@ def random_coefficients(synthesis: SO3Synthesis, batch: int, seed: int = 0) -> T
 
 
 @pytest.mark.parametrize(
-    ("lmax", "order", "points"), [(0, 0, 0), (8, 1, 0), (6, 2, 0), (8, 2, 1_500), (6, 3, 1_500), (8, 4, 1_500)]
+    ("lmax", "order", "points"),
+    [
+        (0, 0, None),
+        (8, 1, None),
+        (4, 2, None),
+        (8, 2, 1_000),
+        (6, 3, 1_000),
+        (8, 4, 1_000),
+        pytest.param(8, 3, None, marks=pytest.mark.slow),
+    ],
 )
-def test_values_are_e3nns_dense_product(lmax: int, order: int, points: int) -> None:
+def test_values_are_e3nns_dense_product(lmax: int, order: int, points: int | None) -> None:
+    """At `points` grid rotations drawn at random; None is all of them."""
     synthesis = SO3Synthesis(lmax, order)
-    every = np.arange(num_rotations(order))
-    indices = np.random.default_rng(0).choice(every, points, replace=False) if points else every
+    indices = np.random.default_rng(0).permutation(num_rotations(order))[:points]
     coefficients = random_coefficients(synthesis, 3)
-    expected = coefficients.double() @ dense_table(lmax, head_rotations(indices, order)).T
     found = synthesis(coefficients)
     assert found.shape == (3, num_rotations(order))
-    error = (found[:, indices] - expected).abs().max() / expected.abs().max()
-    assert error < 1e-5
+    largest = 0.0
+    for part in np.array_split(indices, -(-len(indices) // 5_000)):
+        expected = coefficients.double() @ dense_table(lmax, head_rotations(part, order)).T
+        largest = max(largest, float(expected.abs().max()))
+        torch.testing.assert_close(found[:, part].double(), expected, rtol=0, atol=1e-5 * largest)
 
 
 def test_gradient_is_that_of_the_dense_product() -> None:
