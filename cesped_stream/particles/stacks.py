@@ -357,13 +357,15 @@ def _mrc_header(data: NDArray[np.generic], pixel_size_angstrom: float, mode: int
 def read_images(table: ParticleTable, reader: StackReader, *, root: Path | None = None) -> list[ImageGroup]:
     """Return the images of all rows, grouped by box size, each group in the order of the rows.
 
-    The stack is `cestreamStack` where the table has it, else rlnImageName under `root` (none: the star's folder).
-    Errors as `StackReader.read`.
+    The stack is `cestreamStack` (a real path) where the table has it, else rlnImageName under `root` (none: the
+    star's folder). Errors as `StackReader.read`.
     """
     rows_of: dict[Path, list[int]] = {}
     names = [parse_image_name(text) for text in table.column("rlnImageName")]
     if STACK_LABEL in table:
         paths = [Path(unquote(text)) for text in table.column(STACK_LABEL)]
+        for path in set(paths):
+            _check_still_real(path)
     else:
         base = root if root is not None else Path(table.source).parent
         paths = [base / name for _, name in names]
@@ -373,6 +375,13 @@ def read_images(table: ParticleTable, reader: StackReader, *, root: Path | None 
     for path in rows_of:
         by_box.setdefault(reader.header(path).box_size, []).append(path)
     return [_group(box, {path: rows_of[path] for path in stacks}, names, reader) for box, stacks in by_box.items()]
+
+
+def _check_still_real(path: Path) -> None:
+    """Refuse a path that was resolved when its row was accepted and has become, or lies behind, a link since."""
+    real = os.path.realpath(path)
+    if real != str(path):
+        raise ForbiddenPathError(f"{path}: is now a link to {real}; when its rows were accepted it was none")
 
 
 def _group(box: int, rows_of: dict[Path, list[int]], names: list[tuple[int, str]], reader: StackReader) -> ImageGroup:

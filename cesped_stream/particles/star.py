@@ -83,10 +83,11 @@ def iter_star(path: Path, *, rows_per_table: int = ROWS_PER_TABLE) -> Iterator[P
     Memory does not grow with the number of rows. A star without rows gives one empty table.
     """
     with _opened(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
+        before = os.fstat(stream.fileno())
+        size = before.st_size
+        _refuse_foreign(stream, path)
         stream.seek(max(0, size - 1))
         if size == 0 or stream.read(1) != b"\n":
-            _refuse_foreign(stream, path)
             raise NotSettledError(f"{path}: no newline at its end, so its last row may be cut; is it being written?")
         stream.seek(0)
         tail = _Tail(stream, size, str(path), rows_per_table)
@@ -98,6 +99,9 @@ def iter_star(path: Path, *, rows_per_table: int = ROWS_PER_TABLE) -> Iterator[P
             raise NotSettledError(f"{path}: zero bytes among its rows; is it being written?")
         if not found:
             yield tail.empty_table()
+        after = os.fstat(stream.fileno())
+        if (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
+            raise NotSettledError(f"{path}: changed while it was read; is it being written?")
 
 
 def read_tail(
@@ -123,15 +127,11 @@ def tail_is_blank(path: Path, prefix: StarPrefix) -> bool:
     """Return whether nothing but empty lines or another data block follows the accepted rows: no row is cut."""
     with _opened(path) as stream:
         stream.seek(prefix.length)
-        for line in CompleteLines(stream, max(0, os.fstat(stream.fileno()).st_size - prefix.length), str(path)):
+        lines = CompleteLines(stream, max(0, os.fstat(stream.fileno()).st_size - prefix.length), str(path))
+        for line in lines:
             if line.strip():
                 return is_block_line(line.strip())
-        return stream.tell() == prefix.length or _ends_with_newline(stream)
-
-
-def _ends_with_newline(stream: BinaryIO) -> bool:
-    stream.seek(-1, os.SEEK_END)
-    return stream.read(1) == b"\n"
+        return not lines.rest
 
 
 class _Tail:
@@ -160,7 +160,7 @@ class _Tail:
         rows: list[tuple[str, ...]] = []
         for line in lines:
             cells = split_cells(line, self._where)
-            is_row = bool(cells) and cells[0][0:1] != "#"
+            is_row = bool(cells) and not (cells[0][:1] == "#" and line.lstrip().startswith(b"#"))
             if is_row and len(cells) != len(prefix.header.labels):
                 if is_block_line(line.strip()):
                     break

@@ -73,17 +73,18 @@ def _finite(rows: Rows, label: str, column: Sequence[str]) -> list[float]:
         values = list(map(float, column))
     except ValueError:
         values = [math.nan]
-    # float() takes "1_0", which RELION reads as 1.
-    if not math.isfinite(sum(values)) or "_" in "".join(column):
-        for row, text in enumerate(column):
-            if not _is_finite(text):
-                raise InvalidStarError(f"{rows.name(row)}, {label}: {text!r} is no finite number; correct or remove it")
+    # float() takes "1_0" and digits of other scripts, which RELION reads as something else.
+    text = "".join(column)
+    if not math.isfinite(sum(values)) or "_" in text or not text.isascii():
+        for row, cell in enumerate(column):
+            if not _is_finite(cell):
+                raise InvalidStarError(f"{rows.name(row)}, {label}: {cell!r} is no finite number; correct or remove it")
     return values
 
 
 def _is_finite(text: str) -> bool:
     try:
-        return math.isfinite(float(text)) and "_" not in text
+        return math.isfinite(float(text)) and "_" not in text and text.isascii()
     except ValueError:
         return False
 

@@ -1,4 +1,4 @@
-"""A table of particles as text columns, with their optics groups: what every star reader gives and every writer takes."""
+"""A table of particles as text columns, with their optics groups: what star readers give and writers take."""
 
 import hashlib
 from collections.abc import Sequence
@@ -203,6 +203,27 @@ class ParticleTable:
             premultiplied=self._of_optics([float(g.ctf_premultiplied) for g in optics]) > 0,
             phase_flipped=self._of_optics([float(g.phase_flipped) for g in optics]) > 0,
         )
+
+    def with_image_sizes(self, box_sizes: Sequence[int]) -> "ParticleTable":
+        """Return the table with rlnImageSize (and 2 dimensions) in each optics group, from each row's box size.
+
+        A group whose rows have several box sizes becomes several; one without rows is left out. RELION takes the box
+        from here, so InvalidStarError where a group already names another size than its images have.
+        """
+        place: dict[OpticsGroup, int] = {}
+        index = []
+        for row, (k, box) in enumerate(zip(self.optics_index, box_sizes, strict=True)):
+            group = self.optics[k]
+            named = group.number("rlnImageSize", float(box))
+            if named != box:
+                raise InvalidStarError(
+                    f"{self.source or 'star'}: row {self.first_row + row + 1}: optics group {group.name!r} has "
+                    f"rlnImageSize {named:g}, the image {box} pixels; correct data_optics"
+                )
+            sizes = {"rlnImageSize": str(box), "rlnImageDimensionality": "2"}
+            sized = OpticsGroup(tuple((dict(group.values) | sizes).items()))
+            index.append(place.setdefault(sized, len(place)))
+        return replace(self, optics=tuple(place), optics_index=np.array(index, np.int64))
 
     def _of_optics(self, values: list[float]) -> Float64:
         return np.asarray(values, np.float64)[self.optics_index]

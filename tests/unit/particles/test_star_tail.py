@@ -1,0 +1,92 @@
+"""A star that grows under one name gives each row once."""
+
+import json
+from pathlib import Path
+
+import pytest
+from samples.stars import relion31, relion31_row, written
+
+from cesped_stream.errors import InvalidStarError, TransientError
+from cesped_stream.particles.star import PrefixChanged, StarPrefix, read_tail, tail_is_blank
+from cesped_stream.particles.table import ParticleTable
+
+
+def drained(path: Path, prefix: StarPrefix | None) -> tuple[list[ParticleTable], StarPrefix]:
+    tables = list(read_tail(path, prefix, rows_per_table=4))
+    last = tables[-1][1] if tables else prefix
+    assert last is not None
+    return [table for table, _ in tables], last
+
+
+def test_tail_gives_only_rows_after_the_prefix_with_their_numbers(tmp_path: Path) -> None:
+    path = written(tmp_path, relion31(5))
+    _, prefix = drained(path, None)
+    with path.open("ab") as stream:
+        stream.write((relion31_row(5) + relion31_row(6)).encode())
+    (table,), prefix = drained(path, prefix)
+    assert table.column("rlnImageName") == ["000006@Extract/job010/mic_2.mrcs", "000007@Extract/job010/mic_0.mrcs"]
+    assert table.first_row == 5
+    assert prefix.num_rows == 7
+    assert prefix.length == path.stat().st_size
+
+
+def test_rewritten_star_with_more_rows_is_followed_where_its_beginning_is_the_same(tmp_path: Path) -> None:
+    path = written(tmp_path, relion31(5)[:-2])
+    _, prefix = drained(path, None)
+    written(tmp_path, relion31(8))
+    (table,), _ = drained(path, prefix)
+    assert len(table) == 3
+
+
+def test_prefix_survives_json(tmp_path: Path) -> None:
+    path = written(tmp_path, relion31(3))
+    _, prefix = drained(path, None)
+    assert StarPrefix.from_json(json.loads(json.dumps(prefix.to_json()))) == prefix
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.replace(b"11234.25", b"11234.26"),
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: relion31(9).replace(b"1.330000", b"1.340000"),
+    ],
+)
+def test_changed_prefix_is_told_and_gives_no_row(change: object, tmp_path: Path) -> None:
+    path = written(tmp_path, relion31(5))
+    _, prefix = drained(path, None)
+    written(tmp_path, change(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(PrefixChanged, match="first 5 rows changed") as caught:
+        list(read_tail(path, prefix))
+    assert isinstance(caught.value, TransientError)
+
+
+def test_wrong_row_in_the_tail_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, relion31(5))
+    _, prefix = drained(path, None)
+    with path.open("ab") as stream:
+        stream.write(relion31_row(5).encode() + relion31_row(6).replace("11336.25", "zero").encode())
+    with pytest.raises(InvalidStarError, match=r"row 7, rlnDefocusU: 'zero"):
+        list(read_tail(path, prefix))
+
+
+def test_rows_before_a_hole_are_given_and_the_hole_waits(tmp_path: Path) -> None:
+    whole = relion31(5)
+    place = whole.index(b"000004@")
+    path = written(tmp_path, whole[:place] + b"\0" * 20 + whole[place + 20 :])
+    (table,), prefix = drained(path, None)
+    assert len(table) == 3
+    assert not tail_is_blank(path, prefix)
+    path.write_bytes(whole)
+    (table,), prefix = drained(path, prefix)
+    assert len(table) == 2
+    assert tail_is_blank(path, prefix)
+
+
+def test_rows_of_a_later_block_are_no_particles(tmp_path: Path) -> None:
+    path = written(tmp_path, relion31(3) + b"\ndata_other\n\nloop_\n_rlnA #1\n_rlnB #2\n1 2\n")
+    tables, prefix = drained(path, None)
+    assert sum(map(len, tables)) == 3
+    assert tail_is_blank(path, prefix)
+    assert list(read_tail(path, prefix)) == []
