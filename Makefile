@@ -37,10 +37,10 @@ ready: $(INSTALLED) $(LINKS)/cesped_stream_service
 .PHONY: ready
 
 demo: ready
-	$(RUN) cesped_stream_service.cli demo --config configs/demo.toml --output "$(OUTPUT)"
+	$(RUN) cesped_stream_service demo --settings configs/demo.toml --output "$(OUTPUT)"
 
 demo-short: ready
-	$(RUN) cesped_stream_service.cli demo --config configs/demo-short.toml --output "$(OUTPUT)"
+	$(RUN) cesped_stream_service demo --settings configs/demo-short.toml --output "$(OUTPUT)"
 
 lint: ready
 	$(RUN) ruff check cesped_stream service tests

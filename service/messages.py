@@ -135,6 +135,8 @@ class TrainingProgress(Message):
     training_id: int
     step: int
     max_steps: int
+    half_steps: tuple[int, ...] = ()
+    """Of half-sets 0 and 1; `step` is their sum, `max_steps` what both have to do."""
     validation_error_deg: tuple[float, ...] = ()
 
 

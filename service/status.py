@@ -66,6 +66,8 @@ class TrainingStatus(_Part):
     num_rows: int
     step: int
     max_steps: int
+    half_steps: tuple[int, ...]
+    """Of half-sets 0 and 1; `step` is their sum, `max_steps` what both have to do."""
     validation_error_deg: tuple[float, ...]
     seconds: float | None
     checkpoint_id: str

@@ -176,6 +176,7 @@ class StatusReport:
             seconds=row[4],
             step=progress.step if progress else 0,
             max_steps=progress.max_steps if progress else 0,
+            half_steps=progress.half_steps if progress else (),
             validation_error_deg=progress.validation_error_deg if progress else (),
         )
 

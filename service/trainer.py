@@ -83,11 +83,13 @@ class LatestProgress:
         if not halves:
             return None
         errors = halves[-1].validation_error_deg
+        steps = {half.half_set: half.step for half in halves}
         return TrainingProgress(
             incarnation=incarnation,
             training_id=training_id,
             step=sum(half.step for half in halves),
             max_steps=2 * halves[0].max_steps,
+            half_steps=tuple(steps.get(half, 0) for half in (0, 1)),
             validation_error_deg=tuple(error for error in errors if error is not None),
         )
 

@@ -85,7 +85,7 @@ def compare(exported: Sequence[ParticleTable], truth: ParticleTable, symmetry: s
         aligned=int((~streamed).sum()),
         streamed=int(streamed.sum()),
         inferred=len(inferred),
-        unposed=sum(streamed[place[key]] and place[key] not in predicted for key in seen if key in place),
+        unposed=sum(bool(streamed[row]) and row not in predicted for row in map(place.get, seen) if row is not None),
         lost=sum(key not in seen for key in place),
         doubled=seen.total() - len(seen),
         foreign=sum(key not in place for key in seen),

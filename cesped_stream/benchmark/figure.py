@@ -1,7 +1,6 @@
 """One figure of a streamed session: particles, orientations, errors and progress."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import healpy
@@ -17,6 +16,7 @@ Images = NDArray[np.float32]
 
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#8a8f98", "#222222"
 _STYLE_SIZE = 9.5
+_WIDTH_INCHES, _GALLERY_ROW_INCHES = 15.0, 1.42
 _MOLLWEIDE_NSIDE = 8
 
 
@@ -46,32 +46,36 @@ class FigureData:
     """What the figure shows; a panel whose data are None or empty is left out with a word."""
 
     title: str
-    subtitle: str
+    subtitle: tuple[str, ...]
     rotations: Float64
     """Predicted pose rotations `(n, 3, 3)`."""
     errors_by_half_deg: tuple[Float64, ...]
-    random_errors_deg: Float64
-    """Errors `(m,)` of a predictor that guesses uniformly at random, with the entry's symmetry."""
+    random_density: tuple[Float64, Float64]
+    """(degrees, share per degree) of a predictor that guesses uniformly at random, with the entry's symmetry."""
     gallery: Gallery | None = None
     timeline: Timeline | None = None
-    notes: Sequence[str] = field(default_factory=tuple)
+    note: str = ""
 
 
 def draw_figure(data: FigureData) -> Figure:
     """Return the figure: gallery on top, then orientations, errors, and counts against time."""
-    figure = Figure(figsize=(15, 10.4), facecolor="white", layout=None)
+    rows = len(data.gallery.rows) if data.gallery else 1
+    gallery, plots = _GALLERY_ROW_INCHES * rows, 4.3
+    height = gallery + plots + 2.3
+    figure = Figure(figsize=(_WIDTH_INCHES, height), facecolor="white", layout=None)
     FigureCanvasAgg(figure)
-    figure.text(0.035, 0.968, data.title, fontsize=17, weight="bold", color=INK, va="center")
-    figure.text(0.035, 0.941, data.subtitle, fontsize=10.5, color="#555555", va="center")
+    figure.text(0.035, 1 - 0.34 / height, data.title, fontsize=17, weight="bold", color=INK, va="center")
+    for k, line in enumerate(data.subtitle):
+        figure.text(0.035, 1 - (0.66 + 0.23 * k) / height, line, fontsize=10.5, color="#555555", va="center")
     grid = figure.add_gridspec(
-        2, 3, height_ratios=[1.12, 1], left=0.05, right=0.975, top=0.905, bottom=0.075, hspace=0.24, wspace=0.2
-    )
+        2, 3, height_ratios=[gallery, plots], left=0.05, right=0.975, top=1 - 1.28 / height, bottom=0.82 / height,
+        hspace=0.55 / ((gallery + plots) / 2), wspace=0.2,
+    )  # fmt: skip
     _draw_gallery(figure, grid[0, :], data.gallery)
     _draw_orientations(figure, grid[1, 0], data.rotations)
-    _draw_errors(figure.add_subplot(grid[1, 1]), data.errors_by_half_deg, data.random_errors_deg)
+    _draw_errors(figure.add_subplot(grid[1, 1]), data.errors_by_half_deg, data.random_density)
     _draw_timeline(figure.add_subplot(grid[1, 2]), data.timeline)
-    for k, note in enumerate(data.notes):
-        figure.text(0.035, 0.024 - 0.014 * k, note, fontsize=8.5, color="#555555", va="center")
+    figure.text(0.035, 0.2 / height, data.note, fontsize=8.5, color="#555555", va="center")
     return figure
 
 
@@ -104,12 +108,13 @@ def _draw_gallery(figure: Figure, place: SubplotSpec, gallery: Gallery | None) -
             if column == 0:
                 axes.set_ylabel(label, fontsize=_STYLE_SIZE, color=INK)
             if row == 0:
-                axes.set_title(f"{gallery.errors_deg[column]:.1f}°", fontsize=_STYLE_SIZE, color=INK, pad=4)
+                word = "off by " if column == 0 else ""
+                axes.set_title(f"{word}{gallery.errors_deg[column]:.1f}°", fontsize=_STYLE_SIZE, color=INK, pad=4)
 
 
 def _draw_orientations(figure: Figure, place: SubplotSpec, rotations: Float64) -> None:
     axes = figure.add_subplot(place, projection="mollweide")
-    axes.set_title("Views of the streamed particles (predicted)", fontsize=11, color=INK, pad=12)
+    axes.set_title("Views of the streamed particles, as predicted", fontsize=11, color=INK, pad=12)
     if not len(rotations):
         return
     counts = view_counts(rotations)
@@ -123,7 +128,9 @@ def _draw_orientations(figure: Figure, place: SubplotSpec, rotations: Float64) -
     axes.set_xticklabels(["−120°", "−60°", "rot 0°", "60°", "120°"], fontsize=7.5, color="white")
     axes.set_yticks(np.deg2rad([-60, -30, 0, 30, 60]))
     axes.set_yticklabels(["tilt 150°", "120°", "90°", "60°", "30°"], fontsize=7.5)
-    bar = figure.colorbar(mesh, ax=axes, orientation="horizontal", fraction=0.045, pad=0.08, aspect=35)
+    bar = figure.colorbar(
+        mesh, ax=axes, orientation="horizontal", fraction=0.045, pad=0.08, aspect=35, panchor=(0.5, 1.0)
+    )
     bar.set_label("density relative to uniform", fontsize=_STYLE_SIZE)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
@@ -139,12 +146,13 @@ def view_counts(rotations: Float64) -> Float64:
     return np.asarray((2 * counts + (counts[around] * present).sum(0)) / (2 + present.sum(0)), np.float64)
 
 
-def _draw_errors(axes: Axes, by_half: tuple[Float64, ...], random_errors: Float64) -> None:
-    edges = np.arange(0, 181, 3.0)
+def _draw_errors(axes: Axes, by_half: tuple[Float64, ...], random_density: tuple[Float64, Float64]) -> None:
     together = np.concatenate([np.zeros(0), *by_half])
+    width = 3.0 if len(together) >= 1000 else 6.0
+    edges = np.arange(0, 180.1, width)
     _title(axes, "Angular error of the streamed particles", "degrees", "share per degree")
     if len(together):
-        weights = np.full(len(together), 1 / (len(together) * 3.0))
+        weights = np.full(len(together), 1 / (len(together) * width))
         axes.hist(
             together,
             edges.tolist(),
@@ -158,8 +166,7 @@ def _draw_errors(axes: Axes, by_half: tuple[Float64, ...], random_errors: Float6
                 axes.step(*_outline(errors, edges), color=INK, linewidth=0.9, linestyle=style, label=f"half {half}")
         median = float(np.median(together))
         axes.axvline(median, color=ORANGE, linewidth=1.6, label=f"median {median:.1f}°")
-    density, _ = np.histogram(random_errors, edges, density=True)
-    axes.plot((edges[1:] + edges[:-1]) / 2, density, color=GREY, linewidth=2, label="random predictor")
+    axes.plot(*random_density, color=GREY, linewidth=2, label="random predictor")
     axes.set_xlim(0, 180)
     axes.set_xticks(range(0, 181, 30))
     axes.legend(frameon=False, fontsize=_STYLE_SIZE)

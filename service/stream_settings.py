@@ -1,0 +1,78 @@
+"""Settings of the commands that stream an entry: replay, demo, simulate. No torch."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cesped_stream.benchmark.plan import ReplaySettings
+from cesped_stream.settings import InferenceSettings, SimulationSettings, TrainingSettings
+
+from .settings import ServiceSettings
+
+_CONFIG = SettingsConfigDict(env_prefix="CESPED_STREAM_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+
+class EntrySettings(SimulationSettings):
+    """A simulated entry: whose map, how sampled, and everything about its particles."""
+
+    map: Path | None = Field(None, description="Cubic map (.mrc) to project; default: the bundled ribosome, PDB 6ZU5.")
+    box_size: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Box side in pixels; 0: the map's, 48 for the ribosome. Less than the map's crops "
+        "its transform, so that the pixel grows.",
+    )
+    pixel_size_angstrom: float = Field(8.0, gt=0, description="Pixel size of the ribosome's box; a map has its own.")
+    resolution_angstrom: float = Field(
+        0.0, ge=0, description="Resolution of the ribosome's map; 0: two pixels (Nyquist)."
+    )
+
+
+class StreamCommand(BaseSettings):
+    """What demo and replay have in common."""
+
+    model_config = _CONFIG
+
+    output: Path = Field(
+        description="Folder for all that comes of it: landing, truth, session, poses.star, summary.json, figure.png."
+    )
+    replay: ReplaySettings = Field(default_factory=ReplaySettings)
+    half_mode: Literal["gold_standard", "cross_half"] = Field(
+        "gold_standard", description="Whose half's model poses a particle: its own, or (cross_half) the other's."
+    )
+    min_aligned_per_half: int = Field(100, ge=1, description="Aligned particles per half-set that training needs.")
+    checkpoint: str = Field("", description="Published checkpoint folder to infer with; no training then.")
+    scan_seconds: float = Field(1.0, gt=0, le=600, description="Time between scans of the landing folder.")
+    settle_seconds: float = Field(2.0, ge=0, le=3600, description="How long a landed file must not change.")
+    deadline_minutes: float = Field(120.0, gt=0, description="Give up when it takes longer.")
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    inference: InferenceSettings = Field(default_factory=InferenceSettings)
+    service: ServiceSettings = Field(default_factory=ServiceSettings)
+
+
+class ReplayCommand(StreamCommand):
+    """`cesped-stream replay`: an entry lands as a stream, and the roles that would run at a microscope answer it."""
+
+    entry: Path = Field(description="Entry's folder (CESPED's layout, or with one star file), or a star file.")
+    roles: bool = Field(
+        True, description="Run coordinator, trainer and workers on what lands; without, files land and nothing else."
+    )
+
+
+class DemoCommand(StreamCommand):
+    """`cesped-stream demo`: simulate an entry, replay it, compare with the truth."""
+
+    output: Path = Field(Path("demo-output"), description=StreamCommand.model_fields["output"].description)
+    simulate: EntrySettings = Field(default_factory=EntrySettings)
+
+
+class SimulateCommand(BaseSettings):
+    """`cesped-stream simulate`: write an entry in CESPED's layout."""
+
+    model_config = _CONFIG
+
+    output: Path = Field(description="Entry's folder: particles_{0,1}.star and .mrcs, info_{0,1}.json, truth_map.mrc.")
+    simulate: EntrySettings = Field(default_factory=EntrySettings)
