@@ -11,7 +11,8 @@ import torch
 
 from cesped_stream.conventions import rotation_to_euler_deg
 from cesped_stream.errors import CespedStreamError, TransientError
-from cesped_stream.inference import PoseBatch, Predictor, pick_device
+from cesped_stream.inference import PoseBatch, Predictor
+from cesped_stream.model.device import pick_device
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
