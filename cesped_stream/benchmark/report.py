@@ -209,7 +209,7 @@ def _gallery(
 
 
 def _with_landed_stacks(table: ParticleTable, landing: Path) -> ParticleTable:
-    stacks = [quote(str(landing / parse_image_name(name)[1])) for name in table.column("rlnImageName")]
+    stacks = [quote(str((landing / parse_image_name(name)[1]).resolve())) for name in table.column("rlnImageName")]
     return table.with_columns({STACK_LABEL: stacks})
 
 

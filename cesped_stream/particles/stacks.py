@@ -139,8 +139,11 @@ def _open_regular(path: Path) -> int:
 
 
 def _header_of(descriptor: int, path: Path) -> StackHeader:
-    size = os.fstat(descriptor).st_size
-    data = os.pread(descriptor, HEADER_BYTES, 0)
+    try:
+        size = os.fstat(descriptor).st_size
+        data = os.pread(descriptor, HEADER_BYTES, 0)
+    except OSError as error:
+        raise UnreachableFileError(f"{path}: {error.strerror} while reading; is its mount there?") from None
     if len(data) < HEADER_BYTES:
         raise NotSettledError(f"{path}: {len(data)} bytes, an MRC header has {HEADER_BYTES}; is it being written?")
     if not any(data):

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -109,18 +110,25 @@ def read_tail(
 ) -> Iterator[tuple[ParticleTable, StarPrefix]]:
     """Yield the rows of a growing star that came after `prefix` (None: its start), each table with the new prefix.
 
-    Only rows that end in a newline are taken; what follows them waits for the next call. Raises PrefixChanged where
-    the accepted bytes are not those of before, InvalidStarError, UnreachableFileError.
+    Only rows that end in a newline are taken; what follows them, and what is written meanwhile, waits for the next
+    call. Raises PrefixChanged where the accepted bytes are not those of before, InvalidStarError,
+    UnreachableFileError.
     """
     with _opened(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
+        opened = os.fstat(stream.fileno())
+        size = opened.st_size
         digest = hashlib.sha256()
         if prefix is None:
             _refuse_foreign(stream, path)
         else:
             _check_prefix(stream, prefix, digest, path)
         tail = _Tail(stream, size - (prefix.length if prefix else 0), str(path), rows_per_table, digest)
-        yield from tail.tables(prefix)
+        for accepted in tail.tables(prefix):
+            now = os.fstat(stream.fileno())
+            # Rewritten in place meanwhile: a line may be half old, half new.
+            if (now.st_size, now.st_mtime_ns) != (size, opened.st_mtime_ns):
+                return
+            yield accepted
 
 
 def tail_is_blank(path: Path, prefix: StarPrefix) -> bool:
@@ -129,8 +137,9 @@ def tail_is_blank(path: Path, prefix: StarPrefix) -> bool:
         stream.seek(prefix.length)
         lines = CompleteLines(stream, max(0, os.fstat(stream.fileno()).st_size - prefix.length), str(path))
         for line in lines:
-            if line.strip():
-                return is_block_line(line.strip())
+            text = line.strip()
+            if text and not text.startswith(b"#"):
+                return is_block_line(text)
         return not lines.rest
 
 
@@ -205,11 +214,14 @@ def _chained(first: bytes, lines: Iterator[bytes]) -> Iterator[bytes]:
     yield from lines
 
 
-def _opened(path: Path) -> BinaryIO:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open for reading; any failure of the file system, also while reading, becomes UnreachableFileError."""
     try:
         if not path.is_file():
             raise UnreachableFileError(f"{path}: no such file, or no regular one; was it moved?")
-        return open(path, "rb")
+        with open(path, "rb") as stream:
+            yield stream
     except OSError as error:
         raise UnreachableFileError(
             f"{path}: {error.strerror}; is its mount there, and may this user read it?"

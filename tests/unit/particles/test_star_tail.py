@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from samples.stars import relion31, relion31_row, written
 
-from cesped_stream.errors import InvalidStarError, TransientError
+from cesped_stream.errors import InvalidStarError, TransientError, UnreachableFileError
 from cesped_stream.particles.star import PrefixChanged, StarPrefix, read_tail, tail_is_blank
 from cesped_stream.particles.table import ParticleTable
 
@@ -90,3 +90,34 @@ def test_rows_of_a_later_block_are_no_particles(tmp_path: Path) -> None:
     assert sum(map(len, tables)) == 3
     assert tail_is_blank(path, prefix)
     assert list(read_tail(path, prefix)) == []
+
+
+def test_comment_and_block_that_come_later_are_no_cut_row(tmp_path: Path) -> None:
+    path = written(tmp_path, relion31(3))
+    _, prefix = drained(path, None)
+    with path.open("ab") as stream:
+        stream.write(b"\n# version 30001\n\ndata_other\n")
+    assert list(read_tail(path, prefix)) == []
+    assert tail_is_blank(path, prefix)
+
+
+def test_star_rewritten_while_it_is_read_gives_no_mixed_row(tmp_path: Path) -> None:
+    path = written(tmp_path, relion31(6))
+    tables = read_tail(path, None, rows_per_table=2)
+    first, prefix = next(tables)
+    assert len(first) == 2
+    path.write_bytes(relion31(7).replace(b"11234.25", b"11111.11"))
+    assert list(tables) == []
+    with pytest.raises(PrefixChanged):
+        list(read_tail(path, prefix))
+
+
+def test_star_on_a_failing_disk_is_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, relion31(6))
+
+    def failing(*_: object) -> bytes:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("cesped_stream.particles.star._refuse_foreign", failing)
+    with pytest.raises(UnreachableFileError, match="Stale file handle; is its mount there"):
+        list(read_tail(path, None))
