@@ -245,7 +245,8 @@ class _Bars:
         if training is None:
             return
         for task, step in zip(self._training, training.half_steps, strict=False):
-            self._bars.update(task, total=training.max_steps // len(self._training), completed=step)
+            total = training.max_steps // len(self._training)
+            self._bars.update(task, total=total, completed=step if training.seconds is None else total)
 
 
 def _bars(console: Console) -> Progress:
