@@ -9,7 +9,7 @@ from cesped_stream.imaging.preprocess import Preprocessor, image_flags
 from cesped_stream.inference import PoseBatch, Predictor
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import StackReader, read_images
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.table import CtfParameters, ParticleTable
 
 ROWS_READ_AT_ONCE = 64
 BATCHES_HELD = 8
@@ -28,10 +28,10 @@ def infer_table(
     preprocessor = Preprocessor(manifest.preprocess, manifest.network_pixel_size_angstrom)
     poses = PoseBatch.empty(len(table), predictor.settings.top_k)
     half_sets = table.half_sets()
-    rows_held = BATCHES_HELD * predictor.settings.batch_size
+    rows_held = BATCHES_HELD * predictor.batch_size
     for start in range(0, len(table), rows_held):
         index = np.arange(start, min(start + rows_held, len(table)))
-        images = _network_inputs(table.select(index), preprocessor, reader, poses, index, root)
+        images = _network_inputs(table.select(index), preprocessor, reader, poses, index, root, predictor.device)
         usable = poses.flag[index] == ImageFlag.OK
         part = predictor.predict(images[torch.from_numpy(usable)], half_sets[index[usable]])
         part.digest[:] = poses.digest[index[usable]]
@@ -46,10 +46,11 @@ def _network_inputs(
     poses: PoseBatch,
     rows: np.ndarray[tuple[int], np.dtype[np.int64]],
     root: Path | None,
+    device: torch.device,
 ) -> torch.Tensor:
     """Return network inputs `(n, 1, s, s)` of the table, zero where flagged; flags and digests go to `poses[rows]`."""
     size = preprocessor.settings.image_size
-    inputs = torch.zeros(len(table), 1, size, size)
+    inputs = torch.zeros(len(table), 1, size, size, device=device)
     ctf = table.ctf_parameters()
     for start in range(0, len(table), ROWS_READ_AT_ONCE):
         chunk = np.arange(start, min(start + ROWS_READ_AT_ONCE, len(table)))
@@ -61,6 +62,19 @@ def _network_inputs(
             poses.digest[rows[index]] = group.digests
             usable = np.flatnonzero(flags == ImageFlag.OK)
             if len(usable):
-                prepared = preprocessor(raw[torch.from_numpy(usable)], ctf.select(index[usable]))
-                inputs[torch.from_numpy(index[usable])] = prepared.cpu()
+                images = raw[torch.from_numpy(usable)].to(device)
+                inputs[torch.from_numpy(index[usable])] = _prepared(preprocessor, images, ctf.select(index[usable]))
     return inputs
+
+
+def _prepared(preprocessor: Preprocessor, images: torch.Tensor, ctf: CtfParameters) -> torch.Tensor:
+    """Preprocess such that an image's bits do not depend on how many others there are.
+
+    MKL's FFT of one image alone rounds otherwise than that of several (boxes 16, 20, 32, 40, 80), so a lonely one of
+    its kind is done twice.
+    """
+    kinds = np.stack([ctf.pixel_size_angstrom, ctf.premultiplied | ctf.phase_flipped], axis=1)
+    if np.unique(kinds, axis=0, return_counts=True)[1].min() > 1:
+        return preprocessor(images, ctf)
+    twice = np.tile(np.arange(len(images)), 2)
+    return preprocessor(images[torch.from_numpy(twice).to(images.device)], ctf.select(twice))[: len(images)]

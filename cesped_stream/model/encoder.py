@@ -71,7 +71,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features `(b, out_channels, f, f)` of images `(b, 1, s, s)`; f = 1 + s / stride."""
-        x = self.three_channels(functional.pad(images, (0, 1, 0, 1)))
+        x: Tensor = self.three_channels(functional.pad(images, (0, 1, 0, 1)))
         x = self.conv1(x.contiguous(memory_format=torch.channels_last))
         x = self.maxpool(functional.relu(self.bn1(x)))
         for stage in range(self.settings.backbone_stages):

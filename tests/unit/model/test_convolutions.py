@@ -35,9 +35,7 @@ def test_s2_convolution_is_e3nns_linear_with_the_filters_harmonics() -> None:
     harmonics = sphere_harmonics(*sphere_angles(2), LMAX).float()
     psi = convolution.filters @ harmonics / len(harmonics) ** 0.5
     linear = o3.Linear(S2_IRREPS, SO3_IRREPS, f_in=5, f_out=3, internal_weights=False)
-    torch.testing.assert_close(
-        convolution(signal.permute(2, 0, 1)), linear(signal, weight=psi), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(convolution(signal.permute(2, 0, 1)), linear(signal, weight=psi), rtol=1e-4, atol=1e-5)
 
 
 def test_so3_convolution_is_e3nns_linear_with_the_filters_wigner_coefficients() -> None:

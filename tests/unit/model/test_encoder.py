@@ -92,9 +92,7 @@ def test_the_loaded_encoder_computes_what_torchvisions_resnet_computes(
         torch.testing.assert_close(encoder(images), layers(padded), rtol=1e-4, atol=1e-4)
 
 
-def test_the_small_stem_keeps_its_own_first_convolution(
-    tmp_path: Path, imagenet_like: dict[str, torch.Tensor]
-) -> None:
+def test_the_small_stem_keeps_its_own_first_convolution(tmp_path: Path, imagenet_like: dict[str, torch.Tensor]) -> None:
     save_file(imagenet_like, tmp_path / "w.safetensors")
     encoder = Encoder(SMALL.model_copy(update={"backbone_width": 64}))
     stem = encoder.conv1.weight.detach().clone()
@@ -111,9 +109,7 @@ def test_a_file_that_runs_code_is_refused(tmp_path: Path) -> None:
         Encoder(RESNET18).load_imagenet(tmp_path / "evil.pth")
 
 
-def test_weights_of_another_resnet_are_refused_by_layer(
-    tmp_path: Path, imagenet_like: dict[str, torch.Tensor]
-) -> None:
+def test_weights_of_another_resnet_are_refused_by_layer(tmp_path: Path, imagenet_like: dict[str, torch.Tensor]) -> None:
     save_file(imagenet_like, tmp_path / "w.safetensors")
     encoder = Encoder(RESNET18.model_copy(update={"backbone_width": 32}))
     with pytest.raises(InvalidCheckpointError, match=r"conv1\.weight should be \(32, 3, 7, 7\)"):
