@@ -158,7 +158,8 @@ def test_stack_cut_anywhere_waits_or_gives_only_whole_images(tmp_path: Path) -> 
                 if size >= 1024 + (index + 1) * 256:
                     np.testing.assert_array_equal(reader.read(tmp_path / "s.mrcs", [index])[0][0], images[index])
                 else:
-                    with pytest.raises(NotSettledError, match=r"is it being written|is the copy finished"):
+                    says = "an MRC header has 1024" if size < 1024 else f"image {index + 1} is not there yet"
+                    with pytest.raises(NotSettledError, match=says):
                         reader.read(tmp_path / "s.mrcs", [index])
             stream.write(whole[size : size + 64])
 
