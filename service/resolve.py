@@ -17,6 +17,8 @@ from .toml import read_toml
 
 ENV_PREFIX = "CESPED_STREAM_"
 ENV_DELIMITER = "__"
+NOT_SETTINGS = frozenset({"CESPED_STREAM_TEST_DATA"})
+"""Variables with our prefix that are no settings: where the tests find their data."""
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -109,7 +111,7 @@ def _group(annotation: Any) -> type[BaseModel] | None:
 def _refuse_unknown_variables(kind: type[BaseModel]) -> None:
     known = {*known_keys(kind), *known_keys(SessionSettings)}
     for variable in os.environ:
-        if not variable.upper().startswith(ENV_PREFIX):
+        if not variable.upper().startswith(ENV_PREFIX) or variable in NOT_SETTINGS:
             continue
         key = variable[len(ENV_PREFIX) :].lower().replace(ENV_DELIMITER, ".")
         if key not in known:

@@ -61,6 +61,12 @@ def test_unknown_environment_variable_is_named(file: Path, monkeypatch: pytest.M
     assert variable in refusal({}, file)
 
 
+def test_the_tests_own_variable_is_no_setting_and_no_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resolve(SessionSettings, {}, file)
+    monkeypatch.setenv("CESPED_STREAM_TEST_DATA", "somewhere")
+    assert resolve(SessionSettings, {}, file) == before
+
+
 @pytest.mark.parametrize(
     ("group", "key", "value", "takes"),
     [
