@@ -1,6 +1,8 @@
 """Fixtures for all tests."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +17,11 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data in {folder}; set CESPED_STREAM_TEST_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def memory_folder() -> Iterator[Path]:
+    """A folder in memory where there is one: for kills of processes, which do not depend on what fsync costs."""
+    base = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=base if os.access(base, os.W_OK) else None) as folder:
+        yield Path(folder)
