@@ -21,7 +21,7 @@ LINKS := build/import
 BIN := $(abspath $(VENV))/bin
 RUN := PYTHONPATH="$(CURDIR):$(CURDIR)/$(LINKS)" MYPYPATH="$(CURDIR)/$(LINKS)" $(BIN)/python -m
 
-.PHONY: demo demo-short test test-long lint types layers unit relion clean
+.PHONY: demo demo-short test test-long lint types layers unit relion fresh clean
 .DEFAULT_GOAL := test
 
 .venv/.installed: pyproject.toml
@@ -36,11 +36,17 @@ $(LINKS)/cesped_stream_service:
 ready: $(INSTALLED) $(LINKS)/cesped_stream_service
 .PHONY: ready
 
-demo: ready
+demo: ready fresh
 	$(RUN) cesped_stream_service demo --settings configs/demo.toml --output "$(OUTPUT)"
 
-demo-short: ready
+demo-short: ready fresh
 	$(RUN) cesped_stream_service demo --settings configs/demo-short.toml --output "$(OUTPUT)"
+
+# A former run's output goes; a folder that was named by OUTPUT=.. is never removed, a used one is refused.
+fresh:
+ifeq ($(OUTPUT),demo-output)
+	rm -rf demo-output
+endif
 
 lint: ready
 	$(RUN) ruff check cesped_stream service tests
