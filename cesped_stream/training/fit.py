@@ -66,28 +66,30 @@ def fit_pair(
     """
     work_folder.mkdir(parents=True, exist_ok=True)
     device = pick_device(inference.device)
-    table = usable_rows(table, reader, root=root)
-    preprocess, pixel_size = network_frame(table, reader, settings.preprocess_settings, root=root)
-    start = _start(settings)
-    halves = []
-    for half_set in HALVES:
-        rows = rows_of_half(table, half_set)
-        preprocessor = Preprocessor(preprocess, pixel_size)
-        model = _seeded_model(settings, half_set, start)
-        halves.append(
-            HalfTraining(
-                half_set,
-                model,
-                rows,
-                AlignedImages(rows, reader, preprocessor, root=root),
-                split_by_micrograph(rows.micrographs(), settings.validation_fraction, settings.seed),
-                settings,
-                device=device,
-                resume_file=work_folder / f"resume_half_{half_set}.safetensors",
-                fingerprint=_fingerprint(rows, settings, start.origin),
+    parallel = device.type == "cpu" and torch.get_num_threads() > 1
+    with intra_op_threads(1):  # also what is prepared: a sum over two threads has other bits than one over one
+        table = usable_rows(table, reader, root=root)
+        preprocess, pixel_size = network_frame(table, reader, settings.preprocess_settings, root=root)
+        start = _start(settings)
+        halves = []
+        for half_set in HALVES:
+            rows = rows_of_half(table, half_set)
+            preprocessor = Preprocessor(preprocess, pixel_size)
+            model = _seeded_model(settings, half_set, start)
+            halves.append(
+                HalfTraining(
+                    half_set,
+                    model,
+                    rows,
+                    AlignedImages(rows, reader, preprocessor, root=root),
+                    split_by_micrograph(rows.micrographs(), settings.validation_fraction, settings.seed),
+                    settings,
+                    device=device,
+                    resume_file=work_folder / f"resume_half_{half_set}.safetensors",
+                    fingerprint=_fingerprint(rows, settings, start.origin),
+                )
             )
-        )
-    _run_both(halves, on_progress, should_stop, parallel=device.type == "cpu" and torch.get_num_threads() > 1)
+    _run_both(halves, on_progress, should_stop, parallel=parallel)
     manifest = CheckpointManifest(
         preset=settings.preset,
         model=settings.model_settings,
