@@ -25,8 +25,9 @@ def ctf(
     terms = torch.from_numpy(_phase_terms(parameters)).to(device)
     x2, xy, y2 = (basis.to(device) for basis in _quadratic_basis(box_size))
     square = x2 + y2
-    phase = terms[0] * x2 + terms[1] * xy + terms[2] * y2 - terms[3] * square.square() + terms[4]
-    values = torch.sin(torch.remainder(phase, 2 * torch.pi).to(dtype))
+    phase = (terms[0] * x2 + terms[4]) + terms[2] * y2
+    phase.addcmul_(terms[1], xy).addcmul_(terms[3], square.square(), value=-1)
+    values = phase.remainder_(2 * torch.pi).to(dtype).sin_()
     if np.any(parameters.bfactor_angstrom2 != 0):
         values = values * torch.exp(terms[5] * square).to(dtype)
     if np.any(parameters.scale != 1):

@@ -14,88 +14,112 @@ from cesped_stream.settings import PreprocessSettings
 
 
 def image_flags(images: Tensor) -> NDArray[np.uint8]:
-    """Return an `ImageFlag` a particle, `(n,)` uint8: NaN, Inf or constant images get no pose."""
+    """Return an `ImageFlag` a particle, `(n,)` uint8: NaN, Inf or constant images `(n, box, box)` get no pose."""
     flat = images.flatten(1)
-    flags = torch.full((len(flat),), int(ImageFlag.OK), dtype=torch.uint8)
-    flags[(flat.amax(1) == flat.amin(1)).cpu()] = int(ImageFlag.CONSTANT)
-    flags[flat.isinf().any(1).cpu()] = int(ImageFlag.INF)
-    flags[flat.isnan().any(1).cpu()] = int(ImageFlag.NAN)
-    return np.asarray(flags.numpy(), np.uint8)
+    low, high = flat.amin(1), flat.amax(1)
+    flags = torch.full(low.shape, int(ImageFlag.OK), dtype=torch.uint8, device=flat.device)
+    flags[low == high] = int(ImageFlag.CONSTANT)
+    flags[low.isinf() | high.isinf()] = int(ImageFlag.INF)
+    flags[low.isnan()] = int(ImageFlag.NAN)
+    return np.asarray(flags.cpu().numpy(), np.uint8)
 
 
 class Preprocessor:
-    """Brings images of any box and pixel size to one side and one pixel size, `pixel_size_angstrom`.
+    """Brings images of any box and pixel size to one side and exactly one pixel size, `pixel_size_angstrom`.
 
     Background (outside the particle's circle) to mean 0 and std 1, as relion_preprocess --norm; phase flip on the full
-    box, not where the data are premultiplied or flipped already; Fourier crop or pad, which keeps the std of white
-    noise; crop about pixel N/2. Each image's result depends on that image alone.
+    box, not where the data are premultiplied or flipped already; then band limit, resampling about pixel N/2 and crop
+    in one trigonometric interpolation, scaled so that white noise keeps its std. What lies outside the box is 0. Each
+    image's result depends on that image alone, to the bit.
     """
 
     def __init__(self, settings: PreprocessSettings, pixel_size_angstrom: float) -> None:
-        if pixel_size_angstrom <= 0:
+        if not pixel_size_angstrom > 0:
             raise ValueError(f"pixel_size_angstrom is {pixel_size_angstrom}; it must be positive")
         self.settings = settings
         self.pixel_size_angstrom = pixel_size_angstrom
 
-    def resized_box(self, box_size: int, pixel_size_angstrom: float) -> int:
-        """Return the even side that a box is resized to: the nearest to the network's pixel size."""
-        return max(2, 2 * round(box_size * pixel_size_angstrom / self.pixel_size_angstrom / 2))
-
     def output_pixel_size_angstrom(self, box_size: int, pixel_size_angstrom: float) -> float:
-        """Return the true pixel size after the resize; it differs from the network's by up to 1 part in the box."""
-        return box_size * pixel_size_angstrom / self.resized_box(box_size, pixel_size_angstrom)
+        """Return the pixel size after the resize: the network's own, whatever the box and the acquired pixel size."""
+        del box_size, pixel_size_angstrom
+        return self.pixel_size_angstrom
 
     def __call__(self, images: Tensor, ctf: CtfParameters) -> Tensor:
         """Return network inputs `(n, 1, size, size)` float32 of raw images `(n, box, box)` of one box size."""
-        box, size = images.shape[-1], self.settings.image_size
-        outputs = images.new_zeros(len(images), 1, size, size, dtype=torch.float32)
-        for pixel_size in np.unique(ctf.pixel_size_angstrom):
+        size = self.settings.image_size
+        outputs = torch.zeros(len(images), 1, size, size, device=images.device)
+        pixel_sizes = np.unique(ctf.pixel_size_angstrom)
+        for pixel_size in pixel_sizes.tolist():
             rows = np.flatnonzero(ctf.pixel_size_angstrom == pixel_size)
             index = torch.from_numpy(rows).to(images.device)
-            part = self._normalise(images[index].float(), float(pixel_size))
-            part = self._resize(part, ctf.select(rows), self.resized_box(box, float(pixel_size)))
-            outputs[index, 0] = _crop(part, size)
+            part = self._normalised(images if len(pixel_sizes) == 1 else images[index], pixel_size)
+            part = self._flipped(part, ctf if len(pixel_sizes) == 1 else ctf.select(rows))
+            outputs[index, 0] = self._resampled(part, pixel_size)
         return outputs
 
-    def _normalise(self, images: Tensor, pixel_size: float) -> Tensor:
+    def _normalised(self, images: Tensor, pixel_size: float) -> Tensor:
+        """Background mean 0 and std 1; an image whose background is flat (masked) is scaled by its own std."""
         box = images.shape[-1]
-        radius = self.settings.background_radius_angstrom / pixel_size or box / 2
-        outside = _outside(box, min(radius, box / 2)).to(images.device)
-        background = images.flatten(1)[:, outside].double()
-        mean, std = background.mean(1), background.std(1, correction=0).clamp(min=1e-30)
-        return ((images.double() - mean[:, None, None]) / std[:, None, None]).float()
+        radius = min(self.settings.background_radius_angstrom / pixel_size or box / 2, box / 2)
+        outside = _outside(box, radius).to(images.device)
+        # Relative to a corner, float32 sums are exact enough for any offset that the images themselves can hold.
+        images = images.float() - images[:, :1, :1].float()
+        count = outside.sum()
+        centred = images - ((images * outside).sum((1, 2), keepdim=True) / count)
+        background = (centred * outside).square_().sum((1, 2), keepdim=True) / count
+        whole = centred.square().mean((1, 2), keepdim=True)
+        variance = torch.where(background > 1e-10 * whole, background, whole)
+        return centred.div_(variance.sqrt_().clamp_(min=1e-30))
 
-    def _resize(self, images: Tensor, ctf: CtfParameters, target: int) -> Tensor:
+    def _flipped(self, images: Tensor, ctf: CtfParameters) -> Tensor:
+        flips = ~(ctf.premultiplied | ctf.phase_flipped)
+        if self.settings.ctf_correction == "none" or not flips.any():
+            return images
+        if not flips.all():
+            rows = np.flatnonzero(flips)
+            index = torch.from_numpy(rows).to(images.device)
+            return images.index_copy(0, index, self._flipped(images[index], ctf.select(rows)))
         box = images.shape[-1]
-        transform = torch.fft.rfft2(torch.roll(images, (-(box // 2),) * 2, (-2, -1)), norm="ortho")
-        if self.settings.ctf_correction == "phase_flip":
-            flips = ~(ctf.premultiplied | ctf.phase_flipped)
-            if flips.any():
-                sign = torch.sign(ctf_of(ctf, box, device=images.device))
-                keep = torch.from_numpy(~flips).to(images.device)[:, None, None]
-                transform = transform * torch.where(keep, torch.ones_like(sign), sign)
-        if target == box:
-            resized = transform
-        else:
-            resized = transform.new_zeros(len(images), target, target // 2 + 1)
-            half = min(box, target) // 2
-            resized[:, :half, : half + 1] = transform[:, :half, : half + 1]
-            resized[:, -half:, : half + 1] = transform[:, -half:, : half + 1]
-        output = torch.fft.irfft2(resized, s=(target, target), norm="ortho")
-        return torch.roll(output, (target // 2,) * 2, (-2, -1))
+        transform = torch.fft.rfft2(images)
+        transform *= 1 - 2 * (ctf_of(ctf, box, device=images.device) < 0).float()
+        flipped: Tensor = torch.fft.irfft2(transform, s=(box, box))
+        return flipped
+
+    def _resampled(self, images: Tensor, pixel_size: float) -> Tensor:
+        box, size = images.shape[-1], self.settings.image_size
+        if pixel_size == self.pixel_size_angstrom:
+            return _cropped(images, size)
+        along = _interpolation(box, size, self.pixel_size_angstrom / pixel_size).to(images.device)
+        along = along.expand(len(images), -1, -1)
+        return torch.bmm(torch.bmm(along, images), along.mT)
 
 
-def _crop(images: Tensor, size: int) -> Tensor:
+def _cropped(images: Tensor, size: int) -> Tensor:
     """Cut or zero-pad `(n, box, box)` to `(n, size, size)`, pixel box // 2 to size // 2."""
-    start = images.shape[-1] // 2 - size // 2
-    low, high = max(0, start), min(images.shape[-1], start + size)
-    output = images.new_zeros(len(images), size, size)
-    output[:, low - start : high - start, low - start : high - start] = images[:, low:high, low:high]
-    return output
+    before = size // 2 - images.shape[-1] // 2
+    after = size - images.shape[-1] - before
+    return torch.nn.functional.pad(images, [before, after, before, after])
 
 
 @lru_cache(maxsize=16)
 def _outside(box: int, radius: float) -> Tensor:
-    """Return flat indices of the pixels farther than `radius` from pixel box // 2."""
+    """Return 1 at the pixels `(box, box)` farther than `radius` from pixel box // 2, else 0."""
     axis = torch.arange(box, dtype=torch.float64) - box // 2
-    return torch.nonzero((axis[:, None] ** 2 + axis**2 > radius**2).flatten()).flatten()
+    return (axis[:, None] ** 2 + axis**2 > radius**2).float()
+
+
+@lru_cache(maxsize=16)
+def _interpolation(box: int, size: int, ratio: float) -> Tensor:
+    """Return `(size, box)` float32: rows sample a periodic signal of `box` pixels every `ratio` pixels about box // 2.
+
+    Frequencies at and above either Nyquist are left out; the scale keeps the std of white noise, as an orthonormal
+    Fourier crop does. Rows outside the box are 0.
+    """
+    where = (np.arange(size) - size // 2) * ratio
+    distance = where[:, None] - (np.arange(box) - box // 2)
+    highest = np.ceil(box / (2 * max(1.0, ratio)) - 1e-9) - 1
+    harmonics = np.arange(1, int(highest) + 1)
+    kernel = 1 + 2 * np.cos(2 * np.pi / box * distance[:, :, None] * harmonics).sum(-1)
+    kernel /= (box * (2 * len(harmonics) + 1)) ** 0.5
+    kernel[(where < -(box // 2) - 0.5) | (where > (box - 1) // 2 + 0.5)] = 0
+    return torch.from_numpy((kernel).astype(np.float32))

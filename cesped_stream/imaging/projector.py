@@ -35,9 +35,9 @@ class MapProjector:
         self._padding = padding
         self._reach = padding * (self.box_size // 2) + 1
         self._transform = self._padded_transform(density)
-        self._rows, self._columns = _slice_pixels(self.box_size, self.device)
+        self._rows, self._columns = slice_pixels(self.box_size, self.device)
         self._kx = self._columns.float()
-        self._ky = torch.where(self._rows > self.box_size // 2, self._rows - self.box_size, self._rows).float()
+        self._ky = signed_rows(self._rows, self.box_size).float()
 
     def project(
         self,
@@ -120,9 +120,14 @@ def move_fourier(transform: torch.Tensor, pixels: torch.Tensor, box_size: int) -
     return transform * along_y[:, :, None] * along_x[:, None, :]
 
 
-def _slice_pixels(box_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns of the half plane's pixels within the Nyquist circle."""
+def slice_pixels(box_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows and columns of the `rfft2` half plane's pixels within the Nyquist circle."""
     ky = torch.fft.fftfreq(box_size, 1 / box_size, device=device)
     kx = torch.arange(box_size // 2 + 1, device=device)
     rows, columns = torch.nonzero(ky[:, None] ** 2 + kx**2 <= (box_size // 2) ** 2, as_tuple=True)
     return rows, columns
+
+
+def signed_rows(rows: torch.Tensor, box_size: int) -> torch.Tensor:
+    """Return the signed frequency of each row of `rfft2`, in cycles a box; row box // 2 of an even box is positive."""
+    return torch.where(rows > box_size // 2, rows - box_size, rows)
