@@ -160,6 +160,21 @@ def keys_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export_star_command(arguments: argparse.Namespace) -> int:
+    from cesped_stream.export.star import export_star
+
+    settings = settings_of(arguments._session)
+    with Console(stderr=True).status("reading shards") as shown:
+        files = export_star(
+            SessionFolder.of(settings).poses,
+            arguments._output,
+            on_progress=lambda phase, rows: shown.update(f"{phase}: {rows:,} particles"),
+        )
+    for file in files:
+        print(file)
+    return 0
+
+
 def _request(action: ControlAction, arguments: argparse.Namespace) -> int:
     reply = request(settings_of(arguments._session), Control(action=action, argument=arguments._argument))
     if not reply.ok:
