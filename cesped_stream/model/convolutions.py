@@ -59,15 +59,18 @@ def _rows_product(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 class S2Convolution(nn.Module):
-    """Correlates signals on the sphere with filters of global support: sphere in, SO(3) out."""
+    """Correlates signals on the sphere with filters of global support: sphere in, SO(3) out.
+
+    `initial_std` is that of the filters' values at the start (the published model's is 1).
+    """
 
     points: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, lmax: int, order: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, lmax: int, order: int, *, initial_std: float = 1.0) -> None:
         super().__init__()
         self.lmax, self.in_channels, self.out_channels = lmax, in_channels, out_channels
         harmonics = sphere_harmonics(*sphere_angles(order), lmax)
-        self.filters = nn.Parameter(torch.randn(in_channels, out_channels, len(harmonics)))
+        self.filters = nn.Parameter(initial_std * torch.randn(in_channels, out_channels, len(harmonics)))
         scale = 1 / math.sqrt(len(harmonics) * in_channels)
         self.register_buffer("points", (harmonics * scale).float(), persistent=False)
 
