@@ -148,6 +148,7 @@ class Acceptance:
         given = rows.part.table.has_poses() & rows.part.aligned
         known_stacks = {stack: self._ledger.known_stack(stack) for stack in _stacks([rows])}
         changed = {s for s, known in known_stacks.items() if known and known[1] != signature_of(Path(s))}
+        batches: dict[int, tuple[bytes, int]] = {}
         for k, identity in enumerate(rows.identities):
             stack, index = identity
             known = known_stacks[stack]
@@ -160,8 +161,10 @@ class Acceptance:
                 first, same_star = draft.declared[identity], False
             else:
                 draft.place[identity] = place
-                first = self._ledger.declared(place[0])[8 * place[1] : 8 * place[1] + 8]
-                same_star = self._ledger.star_of_batch(place[0]) == record.star_id
+                if place[0] not in batches:
+                    batches[place[0]] = (self._ledger.declared(place[0]), self._ledger.star_of_batch(place[0]))
+                hashes, star_id = batches[place[0]]
+                first, same_star = hashes[8 * place[1] : 8 * place[1] + 8], star_id == record.star_id
                 if stack in changed:
                     draft.suspects.setdefault(stack, []).append((identity, place))
             if not (same_star and (rescan or rows.part.numbers[k] < record.rows_read)):

@@ -77,7 +77,7 @@ class Committer:
                 continue
             table = self._tables.rows(finished.batch_id, finished.first_row, finished.num_rows)
             for k, stack in enumerate(table.column(STACK_LABEL)):
-                if stack in marked or finished.poses.flag[k] == ImageFlag.UNREADABLE:
+                if stack in marked or finished.poses.flag[k] != ImageFlag.OK:
                     continue
                 marked.add(stack)
                 known = self._ledger.known_stack(unquote(stack))

@@ -17,7 +17,7 @@ from .ledger import Ledger, StarRecord
 from .session import SessionFolder
 from .settings import SessionSettings
 from .stack_check import StackCheck
-from .watcher import LandedStar, Watcher
+from .watcher import LandedStar, Watcher, signature_of
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,8 @@ class Ingest:
             reading = replace(before, star=star, tables=None, not_before=now, cut="")
         else:
             prefix = StarPrefix.from_json(json.loads(record.prefix)) if record.prefix else None
-            reading = _Reading(star, record, None, prefix, rescan=prefix is None and record.rows_read > 0)
+            rescan = prefix is None and record.rows_read > 0
+            reading = _Reading(star, replace(record, problem=""), None, prefix, rescan)
         reading.tables = read_tail(star.path, reading.prefix, rows_per_table=self._settings.service.batch_rows)
         self._reading[str(star.path)] = reading
 
@@ -122,6 +123,8 @@ class Ingest:
     def _advance(self, reading: _Reading, now: float) -> tuple[list[AcceptedRows], bool]:
         if reading.tables is not None and reading.waiting_rows < MAX_WAITING_ROWS:
             read = next(reading.tables, None)
+            if signature_of(reading.star.path) != reading.star.signature:
+                raise NotSettledError(f"{reading.star.path}: changed while it was read; is it still being written?")
             if read is not None:
                 reading.failing_since, reading.problem = None, ""
                 table, reading.prefix = read
@@ -188,15 +191,22 @@ class Ingest:
         path = str(reading.star.path)
         self._signatures[path] = json.dumps(reading.star.signature)
         del self._reading[path]
+        (self._folder.quarantine / f"star_{_short(path)}.json").unlink(missing_ok=True)
         if reading.star.done and reading.record.aligned:
             self.marker_seen = True
 
     def _postpone(self, reading: _Reading, problem: str, now: float, *, cut: bool) -> None:
-        """Look again later; a star that stays cut is quarantined like rows whose stack never comes."""
+        """Look again later. A star that stays cut is quarantined like rows whose stack never comes; one that stays
+        away is left to the next scan that sees it, unless rows of it are in memory."""
         reading.problem = problem
         reading.failing_since = now if reading.failing_since is None else reading.failing_since
-        if cut and now - reading.failing_since > self._settings.landing.stack_timeout_seconds:
+        late = now - reading.failing_since > self._settings.landing.stack_timeout_seconds
+        if late and cut:
             self._quarantine_star(reading, problem)
+            return
+        if late and not reading.waiting:
+            logger.warning("star is away", extra={"star": str(reading.star.path), "why": problem})
+            del self._reading[str(reading.star.path)]
             return
         reading.not_before = now + self._settings.landing.scan_seconds
         self._open(reading.star, now, reading)

@@ -1,4 +1,4 @@
-"""Who works on which rows: roles as they are heard, pending rows, and leases that come back when a role falls silent."""
+"""Who works on which rows: roles as they are heard, pending rows, and leases that come back from silent roles."""
 
 import heapq
 from collections.abc import Iterator
@@ -26,6 +26,7 @@ class Span:
     shard_id: int = 0
     position: int = 0
     failures: int = 0
+    retries: int = 0
     losses: int = 0
     failing_since: float | None = None
 
@@ -201,7 +202,9 @@ def backoff_seconds(attempts: int) -> float:
 def after_failure(span: Span, *, transient: bool, now: float) -> Span:
     """Return the span with one failure more; a failure that a retry can help with counts by time, not by number."""
     since = now if span.failing_since is None else span.failing_since
-    return replace(span, failures=span.failures + (0 if transient else 1), failing_since=since)
+    if transient:
+        return replace(span, retries=span.retries + 1, failing_since=since)
+    return replace(span, failures=span.failures + 1, failing_since=since)
 
 
 def after_loss(span: Span) -> Span:

@@ -75,11 +75,12 @@ class Reinference:
                     "INSERT OR IGNORE INTO conflicts VALUES(?, ?, 'pixels', 'stack')",
                     [(finished.batch_id, row) for row in sorted(conflicts)],
                 )
-        self.switch_ready()
 
-    def switch_ready(self) -> None:
-        """Switch every shard whose rows are all staged."""
+    def switch_ready(self, shard_ids: set[int]) -> None:
+        """Switch those of the shards whose rows are all staged."""
         for shard_id, checkpoint_id in self.shards_left():
+            if shard_id not in shard_ids:
+                continue
             due = sum(run.num_rows for run in self._stale(shard_id, checkpoint_id))
             if len(self._staged(shard_id)) >= due:
                 self._poses.switch(shard_id, checkpoint_id)

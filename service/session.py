@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from cesped_stream.durable import fsync_folder
 from cesped_stream.errors import InvalidSettingsError, TransientError
 
 from .settings import SessionSettings
@@ -71,6 +72,8 @@ class SessionFolder:
         for folder in (self.state, self.ledger_folder, self.batches, self.poses, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
         self.quarantine.mkdir(exist_ok=True)
+        for folder in (self.root.parent, self.root, self.ledger_folder):
+            fsync_folder(folder)
 
     def batch_star(self, batch_id: int) -> Path:
         return self.batches / f"batch_{batch_id:06d}.star"

@@ -47,15 +47,19 @@ class StatusReport:
         except OSError:
             temporary.unlink(missing_ok=True)
 
-    def status(self, work: Work | None, now: float, *, paused: str, draining: bool) -> SessionStatus:
+    def status(
+        self, work: Work | None, now: float, *, paused: str, draining: bool, refused_results: int
+    ) -> SessionStatus:
         roles = tuple(self._role(member, work, now) for member in self._members)
         if work is None:
             assert self._last is not None, "the first status is made while the ledger is open"
             return self._last.model_copy(update={"state": SessionState.PAUSED, "roles": roles, "problems": (paused,)})
-        self._last = self._of(work, now, paused, draining, roles)
+        self._last = self._of(work, now, paused, draining, roles, refused_results)
         return self._last
 
-    def _of(self, work: Work, now: float, paused: str, draining: bool, roles: tuple[RoleStatus, ...]) -> SessionStatus:
+    def _of(
+        self, work: Work, now: float, paused: str, draining: bool, roles: tuple[RoleStatus, ...], refused_results: int
+    ) -> SessionStatus:
         ledger = work.ledger
         landed = ledger.scalar("SELECT sum(num_rows) FROM batches")
         posed = ledger.scalar("SELECT sum(num_rows) FROM runs WHERE place != ?", (UNPOSED_PLACE,))
@@ -85,7 +89,7 @@ class StatusReport:
             duplicates=ledger.counter("duplicates"),
             conflicts=ledger.scalar("SELECT count(*) FROM conflicts"),
             likely_copies=ledger.counter("likely copies"),
-            refused_results=work.refused_results,
+            refused_results=refused_results,
             stars=ledger.scalar("SELECT count(*) FROM stars"),
             stars_waiting=work.ingest.stars_in_hand + self._watcher.stars_unsettled,
             aligned_per_half=work.gate.aligned_per_half(),

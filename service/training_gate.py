@@ -89,7 +89,9 @@ class TrainingGate:
         return int(row[0]), int(row[1])
 
     def rows_landed(self, now: float) -> None:
+        """Note new aligned rows: the quiet period begins again."""
         self._last_row_at = now
+        self.marker_seen = False
 
     def start_if_due(self, now: float) -> bool:
         """Freeze the aligned rows and order a training when they are enough and quiet; return whether it did."""

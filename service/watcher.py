@@ -36,8 +36,10 @@ class LandedStar:
 class Watcher:
     """Scans the landing folder and knows since when each star and stack has had its present size."""
 
-    def __init__(self, settings: LandingSettings) -> None:
+    def __init__(self, settings: LandingSettings, *, without: Path | None = None) -> None:
+        """`without` is a folder that is not looked into: the session's own, where it lies in the landing folder."""
         self._root = Path(os.path.abspath(settings.folder))
+        self._without = str(without) if without is not None else ""
         self._settle = SettleTracker(settings.settle_seconds)
         self._since: dict[str, tuple[Signature, float]] = {}
         self._settled: set[str] = set()
@@ -50,7 +52,7 @@ class Watcher:
         A folder that cannot be listed is a `problem`, not an empty folder: what is known stays known.
         """
         closed: list[str] = []
-        files = dict(_files_below(str(self._root), closed))
+        files = dict(_files_below(str(self._root), self._without, closed))
         self.problem = f"{closed[0]}; waiting for it to come back" if closed else ""
         self.stars_unsettled = 0
         landed = []
@@ -98,7 +100,7 @@ def signature_of(path: Path) -> Signature:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _files_below(folder: str, closed: list[str]) -> Iterator[tuple[str, Signature]]:
+def _files_below(folder: str, without: str, closed: list[str]) -> Iterator[tuple[str, Signature]]:
     """Yield regular stars, stacks and markers; hidden names are somebody's temporaries. Links to folders are not
     followed (they could form a ring); a file that vanishes meanwhile is passed over. Folders that cannot be listed
     are added to `closed` with the reason."""
@@ -109,11 +111,11 @@ def _files_below(folder: str, closed: list[str]) -> Iterator[tuple[str, Signatur
         closed.append(f"{folder}: {error.strerror}")
         return
     for entry in found:
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.path == without:
             continue
         try:
             if entry.is_dir(follow_symlinks=False):
-                yield from _files_below(entry.path, closed)
+                yield from _files_below(entry.path, without, closed)
             elif entry.name.endswith((".star", DONE_SUFFIX, *STACK_SUFFIXES)):
                 status = entry.stat()
                 if stat.S_ISREG(status.st_mode):

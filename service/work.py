@@ -74,11 +74,10 @@ class Work:
         self.training_progress: TrainingProgress | None = None
         self.training_not_before = float("-inf")
         self._training_failures = 0
-        self.refused_results = 0
         self.last_scan = float("-inf")
         for batch_id in self.ledger.open_batches():
             self._add_open_rows(batch_id)
-        self.reinference.switch_ready()
+        self.reinference.switch_ready({shard_id for shard_id, _ in self.reinference.shards_left()})
         for span in self.reinference.spans():
             self.pending.add(span)
 
@@ -117,7 +116,7 @@ class Work:
             if accepted.kind == GIVEN:
                 self.gate.rows_landed(now)
         if self.ingest.marker_seen:
-            self.gate.marker_seen = True
+            self.ingest.marker_seen, self.gate.marker_seen = False, True
         return self.ingest.busy
 
     def expire(self, members: Members, now: float) -> None:
@@ -151,9 +150,9 @@ class Work:
         if is_hopeless(span, self._settings.service, self._settings.landing.stack_timeout_seconds, now):
             self._quarantine(span, why)
             return
-        tries = span.failures + (span.failing_since is not None)
+        tries = span.failures + span.retries
         self.pending.add(span, now + backoff_seconds(tries) if tries else None)
-        if span.failing_since is not None:
+        if tries:
             self.problems[f"batch {span.batch_id}"] = f"batch {span.batch_id}: {why}; tried again"
 
     def _quarantine(self, span: Span, why: str) -> None:
@@ -181,7 +180,7 @@ class Work:
                 )
                 self.ledger.mark_complete([span.batch_id])
         if span.shard_id:
-            self.reinference.switch_ready()
+            self.reinference.switch_ready({span.shard_id})
 
     def requeue(self, argument: str) -> str:
         """Bring back a batch (number), a star (path) or everything (""). PermanentError where there is nothing."""
@@ -224,6 +223,7 @@ class Work:
                 self._seal()
         if redone:
             self.reinference.stage(redone, now)
+            self.reinference.switch_ready({finished.shard_id for finished in redone})
         if self._seal_is_due(now):
             self._seal()
         return [finished.lease_id for finished, _ in queue if finished.lease_id]

@@ -179,7 +179,15 @@ def _sorted_lines(
 
 
 def _spilled(rows: list[bytes], folder: Path, held: ExitStack) -> BinaryIO:
-    stream = held.enter_context(tempfile.TemporaryFile(dir=folder, buffering=1 << 20))
+    stream = os.fdopen(_nameless(folder), "w+b", buffering=1 << 20)
+    held.callback(stream.close)
     stream.writelines(rows)
     stream.seek(0)
     return stream
+
+
+def _nameless(folder: Path) -> int:
+    """Return the descriptor of a new file that has no name any more: it goes when the process does."""
+    descriptor, name = tempfile.mkstemp(dir=folder)
+    os.unlink(name)
+    return descriptor

@@ -19,7 +19,7 @@ from support.session_bench import (
     turn,
 )
 
-from cesped_stream.errors import CespedStreamError
+from cesped_stream.errors import CespedStreamError, InvalidSettingsError
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star
 from cesped_stream_service import coordinator as coordinator_module
@@ -80,7 +80,7 @@ def posed_rows(bench: Bench) -> int:
     return sum(len(read_star(path)) for path in (bench.session / "poses").glob("poses*.star"))
 
 
-def test_starting_imports_no_torch_and_takes_less_than_a_second() -> None:
+def test_starting_imports_no_torch() -> None:
     code = "import sys, cesped_stream_service.coordinator, cesped_stream.export.star; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout == "False\n"
@@ -350,6 +350,44 @@ def test_reinfer_raises_the_revision_of_predicted_rows_once_each_time(bench: Ben
     reply = tell(core, b"cli", Control(action="reinfer", argument="nowhere"))[0]
     assert not reply.ok and "manifest" in reply.text
     core.close()
+
+
+def test_a_reinfer_commits_the_results_in_hand_first_and_takes_back_the_leases_of_the_former_model(
+    bench: Bench,
+) -> None:
+    bench.land("s", 7)
+    core = bench.open()
+    first = leased(bench, core)
+    second = ready(core)
+    assert isinstance(second, Lease)
+    result, frames = result_of(first, "w1", StackReader())
+    core.handle(b"w1", result, frames)
+    fake_checkpoint(bench.session / "checkpoints", "i2s-00000000000b")
+    assert core.request_reinfer("i2s-00000000000b") == 1
+    assert [out.message for out in core.tick()] == [Ack(lease_id=first.lease_id, accepted=True)]
+    assert [ack.accepted for ack in answer(core, second)] == [False]
+    run_until(core, bench.clock, [FakeWorker()], 7)
+    tables = [read_star(path) for path in (bench.session / "poses").glob("poses*.star")]
+    assert sorted(r for t in tables for r in t.column("cestreamRevision")) == ["0"] * 3 + ["1"] * 4
+    assert {c for t in tables for c in t.column("cestreamCheckpoint")} == {"i2s-00000000000b"}
+    core.close()
+
+
+def test_a_session_inside_the_landing_folder_does_not_eat_its_own_stars(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, checkpoint=str(fake_checkpoint(tmp_path / "given")))
+    bench.settings = bench.settings.model_copy(update={"session": bench.landing / "session"})
+    bench.land("s", 5)
+    core = bench.open()
+    run_until(core, bench.clock, [FakeWorker()], 5)
+    for _ in range(10):
+        turn(core, bench.clock, [])
+    status = core.status()
+    assert (status.landed, status.stars, status.duplicates, status.quarantined_stars) == (5, 1, 0, 0)
+    core.close()
+    inside = bench.settings.landing.model_copy(update={"folder": bench.settings.session / "poses"})
+    bench.settings = bench.settings.model_copy(update={"landing": inside})
+    with pytest.raises(InvalidSettingsError, match="lies in the session folder"):
+        bench.open()
 
 
 def test_low_disk_pauses_and_resumes_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
