@@ -15,8 +15,8 @@ import torch
 
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError
 from cesped_stream.imaging.preprocess import Preprocessor
-from cesped_stream.model.device import pick_device
 from cesped_stream.model.checkpoint import CheckpointManifest, HalfRecord, load_checkpoint, publish_checkpoint
+from cesped_stream.model.device import pick_device
 from cesped_stream.model.image2sphere import Image2Sphere
 from cesped_stream.model.imagenet import imagenet_weights
 from cesped_stream.particles.stacks import StackReader, read_images
