@@ -40,6 +40,12 @@ TINY_TRAINING: dict[str, Any] = {
     "steps_per_epoch": 3,
     "warmup_steps": 2,
 }
+QUICK_SERVICE: dict[str, Any] = {
+    "heartbeat_seconds": 0.2,
+    "lease_seconds": 0.05,
+    "commit_seconds": 0.05,
+    "batch_rows": 64,
+}
 DEADLINE_SECONDS = 60.0
 
 
@@ -175,7 +181,7 @@ def make_session(tmp_path: Path) -> Iterator[MakeSession]:
             "landing": {"folder": landing, "scan_seconds": 0.1, "settle_seconds": 0.2},
             "training": TINY_TRAINING,
             "inference": {"batch_size": 16, "device": "cpu", "threads": 1},
-            "service": {"heartbeat_seconds": 0.2, "lease_seconds": 0.05, "commit_seconds": 0.05, "batch_rows": 64},
+            "service": QUICK_SERVICE,
         }
         settings = SessionSettings(**(values | changes))
         settings.session.mkdir(parents=True)

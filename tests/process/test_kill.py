@@ -38,7 +38,9 @@ def finish(session: TinySession, total: int, output: Path) -> bytes:
     for process in session.processes[::-1]:
         if process.poll() is None:
             assert session.stop(process) == 0
-    names = [name for file in (session.folder / "poses").glob("*.star") for name in read_star(file).column("rlnImageName")]
+    names = [
+        name for file in (session.folder / "poses").glob("*.star") for name in read_star(file).column("rlnImageName")
+    ]
     assert len(names) == len(set(names)) == total
     return exported_bytes(session.settings, output)
 

@@ -21,7 +21,9 @@ INSTALLED = "/opt/cesped-stream/bin/cesped-stream"
 
 def test_there_are_configs_and_a_unit_for_each_role() -> None:
     assert {file.name for file in CONFIGS} >= {"demo.toml", "microscope.toml", "paper.toml"}
-    assert [file.name for file in UNITS] == [f"cesped-stream-{r}@.service" for r in ("coordinator", "trainer", "worker")]
+    assert [file.name for file in UNITS] == [
+        f"cesped-stream-{r}@.service" for r in ("coordinator", "trainer", "worker")
+    ]
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)

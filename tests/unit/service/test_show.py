@@ -1,0 +1,71 @@
+"""What `status` shows holds the numbers of the status."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cesped_stream_service.coordinator import Coordinator
+from cesped_stream_service.messages import Hello
+from cesped_stream_service.settings import SessionSettings
+from cesped_stream_service.show import status_line, status_view
+from cesped_stream_service.status import CheckpointStatus, LatencyStatus, SessionState, SessionStatus, TrainingStatus
+
+
+@pytest.fixture
+def status(tmp_path: Path) -> SessionStatus:
+    settings = SessionSettings.model_validate({"session": tmp_path / "s", "landing": {"folder": tmp_path}})
+    core = Coordinator(settings, watch_events=False)
+    try:
+        core.handle(b"w", Hello(role="worker", name="worker-7", incarnation="i", pid=4711, device="cpu"), {})
+        plain = core.status()
+    finally:
+        core.close()
+    return plain.model_copy(
+        update={
+            "state": SessionState.TRAINING,
+            "landed": 12345,
+            "posed": 678,
+            "pending": 9012,
+            "latency": LatencyStatus(num_rows=10, p50_seconds=3.25, p95_seconds=8.5),
+            "checkpoint": CheckpointStatus(checkpoint_id="i2s-abc", folder="/c", rows=678),
+            "training": TrainingStatus(
+                training_id=1,
+                state="ordered",
+                num_rows=2000,
+                step=40,
+                max_steps=200,
+                half_steps=(20, 20),
+                validation_error_deg=(21.5, 22.5),
+                seconds=None,
+                checkpoint_id="",
+            ),
+            "problems": ("batch 3: stack is gone; tried again",),
+        }
+    )
+
+
+def shown(status: SessionStatus, *, running: bool) -> str:
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(status_view(status, running=running))
+    return capture.get()
+
+
+def test_view_shows_backlog_latency_checkpoint_roles_and_problems(status: SessionStatus) -> None:
+    text = shown(status, running=True)
+    for part in ("12,345", "9,012", "p50 3.2 s, p95 8.5 s", "i2s-abc", "worker-7", "4711", "21.5 / 22.5 deg"):
+        assert part in text, part
+    assert "! batch 3: stack is gone" in text
+    assert "last status written" not in text
+
+
+def test_view_says_when_no_coordinator_runs(status: SessionStatus) -> None:
+    assert "no coordinator runs: this is the last status written" in shown(status, running=False)
+
+
+def test_line_tells_state_counts_and_training(status: SessionStatus) -> None:
+    line = status_line(status)
+    assert line.startswith("training: 12345 landed, 678 posed, 9012 pending")
+    assert "step 40 of 200" in line
+    assert "\n" not in line
