@@ -51,6 +51,8 @@ class MapProjector:
         `ctf` `(n, box, box // 2 + 1)` multiplies the transform.
         """
         transform = self.project_fourier(rotations, shifts_angstrom)
+        if len(transform) == 0:
+            return transform.new_zeros(0, self.box_size, self.box_size, dtype=torch.float32)
         if ctf is not None:
             transform *= ctf
         images: torch.Tensor = torch.fft.irfft2(transform, s=(self.box_size, self.box_size))

@@ -77,8 +77,8 @@ def test_symmetric_backprojection_equals_relions(entry: Path) -> None:
     expected = reconstructed_by_relion(entry, 1, "--skip_gridding", "--sym", "D2")
     ours = reconstructed(entry, 1, "D2")[0].map()
     assert fsc(ours, expected)[: NYQUIST_09 + 1].min() >= 0.999
-    turned = np.roll(ours[:, ::-1, ::-1], (1, 1), (1, 2))
-    np.testing.assert_allclose(turned, ours, atol=1e-3 * ours.std())
+    core = ours[:, 1:, 1:]
+    np.testing.assert_allclose(core[:, ::-1, ::-1], core, atol=1e-3 * ours.std())
 
 
 def test_fsc_equals_relions(halves: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
