@@ -97,3 +97,26 @@ def test_half_maps_of_simulated_particles_agree_with_the_truth(
 ) -> None:
     truth = fsc(halves[0] + halves[1], volume)
     assert resolution_angstrom(truth, BOX, PIXEL_SIZE, 0.5) < 25
+
+
+def test_backprojection_of_real_premultiplied_images_equals_relions(test_data: Path, tmp_path: Path) -> None:
+    """Scale factors, B-factors and CTF-premultiplied data, as the star says."""
+    folder = test_data / "ribosome_70s_tilt"
+    table = read_star(folder / "particles.star")
+    assert table.ctf_parameters().premultiplied.all()
+    (images,) = read_images(table, StackReader())
+    backprojector = Backprojector(images.images.shape[-1], 12.0)
+    backprojector.add(images.images, table.ctf_parameters(), table.rotations(), table.shifts_angstrom())
+    program = [
+        "relion_reconstruct",
+        "--i",
+        "particles.star",
+        "--o",
+        str(tmp_path / "relion.mrc"),
+        "--ctf",
+        "--pad",
+        "2",
+    ]
+    subprocess.run([*program, "--skip_gridding"], cwd=folder, capture_output=True, timeout=120, check=True)
+    expected = read_map(tmp_path / "relion.mrc")[0]
+    assert fsc(backprojector.map(), expected)[: int(0.9 * 16) + 1].min() >= 0.999
