@@ -86,6 +86,10 @@ class Predictor:
         order = self.manifest.model.grid_order
         self._separation_deg = SEPARATION_IN_GRID_STEPS * GRID_STEP_DEG_AT_ORDER_0 / 2**order
 
+    def model_for(self, half_set: int) -> Image2Sphere:
+        """Return the model that predicts the particles of a half-set, in eval mode on `device`."""
+        return self._models[half_set]
+
     def predict(self, images: Tensor, half_sets: Sequence[int] | NDArray[np.int64]) -> PoseBatch:
         """Return the poses of network inputs `(n, 1, s, s)` float32 of particles of `half_sets` `(n,)`.
 
