@@ -276,7 +276,11 @@ class Coordinator:
                 return
 
     def _committed(self, work: Work, now: float) -> list[Outgoing]:
-        return self._exchange.committed(work.commit(now))
+        start = self._now()
+        done = work.commit(now)
+        end = self._now()
+        work.rest_after_commit(end - start, end)
+        return self._exchange.committed(done)
 
     def _look_at_disk(self) -> None:
         free, wanted = self.folder.free_megabytes(), self._settings.service.free_disk_megabytes

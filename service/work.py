@@ -35,7 +35,7 @@ from .watcher import Watcher
 logger = logging.getLogger(__name__)
 
 COMMIT_DUTY = 4.0
-"""Commits start at least this many times their own duration apart: rewriting a large open shard must not take all."""
+"""While leases are out, commits are at least this many times their own duration apart."""
 
 
 class Work:
@@ -208,14 +208,20 @@ class Work:
         self._queue.append((finished, span))
 
     def commit_is_due(self, now: float) -> bool:
-        return now >= self._next_commit and (bool(self._queue) or self._seal_is_due(now))
+        """Return whether to commit now: nothing more is to be expected soon, or it is time."""
+        if not self._queue:
+            return self._seal_is_due(now)
+        return now >= self._next_commit or not any(True for _ in self.leases)
+
+    def rest_after_commit(self, seconds: float, now: float) -> None:
+        """Note how long a commit took: rewriting a large open shard must not take all the time there is."""
+        self._next_commit = now + max(self._settings.service.commit_seconds, COMMIT_DUTY * seconds)
 
     def commit(self, now: float) -> list[int]:
         """Commit everything that is finished; return the lease ids that are on disk now."""
         queue, self._queue = self._queue, []
         first = [finished for finished, _ in queue if finished.shard_id == 0]
         redone = [finished for finished, _ in queue if finished.shard_id != 0]
-        self._next_commit = now + self._settings.service.commit_seconds
         for group in _groups(first, self._settings.service.shard_rows):
             self.committer.commit(group, now)
             self._shard_since = now if self._shard_since is None else self._shard_since

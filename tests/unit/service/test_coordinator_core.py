@@ -107,6 +107,19 @@ def test_an_acknowledgement_comes_only_after_the_commit(bench: Bench) -> None:
     core.close()
 
 
+def test_results_are_committed_together_while_others_are_out_and_at_once_when_none_is(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, checkpoint=str(fake_checkpoint(tmp_path / "given")), service={"commit_seconds": 5.0})
+    bench.land("s", 12)
+    core = bench.open()
+    first = leased(bench, core)
+    assert [ack.lease_id for ack in answer(core, first)] == [first.lease_id], "none is out"
+    second, third = ready(core), ready(core)
+    assert isinstance(second, Lease) and isinstance(third, Lease)
+    assert answer(core, second) == [], "one is out"
+    assert [ack.lease_id for ack in answer(core, third)] == [second.lease_id, third.lease_id]
+    core.close()
+
+
 def test_a_result_sent_again_is_acknowledged_and_counted_once(bench: Bench) -> None:
     bench.land("s", 4)
     core = bench.open()
