@@ -109,13 +109,13 @@ def simulate(settings: EntrySettings, folder: Path, bars: Progress) -> str:
     easy = f"; an easy stream, real images have about {REAL_SNR:g}" if settings.snr > 1.3 * REAL_SNR else ""
     name = f"Simulated particles of {settings.map.name if settings.map else 'a ribosome (PDB 6ZU5)'}"
     stated = (
-        f"{name}: box {volume.shape[0]}, {pixel_size:g} Å/px, SNR {settings.snr:g} in the particle circle after "
+        f"box {volume.shape[0]}, {pixel_size:g} Å/px, SNR {settings.snr:g} in the particle circle after "
         f"the CTF at this pixel size{easy}"
     )
     sampling = {"box_size": volume.shape[0], "pixel_size_angstrom": pixel_size, "snr": settings.snr}
     words = {"name": name, "stated": stated, **sampling}
     (folder / STATED_NAME).write_text(json.dumps(words) + "\n")
-    return stated
+    return f"{name}: {stated}"
 
 
 def _volume(settings: EntrySettings) -> tuple[NDArray[np.float32], float]:
@@ -245,8 +245,11 @@ class _Bars:
         if training is None:
             return
         for task, step in zip(self._training, training.half_steps, strict=False):
-            total = training.max_steps // len(self._training)
-            self._bars.update(task, total=total, completed=step if training.seconds is None else total)
+            self._bars.update(task, total=training.max_steps // len(self._training), completed=step)
+        if training.seconds is not None:
+            for task in self._training:
+                # Training may end before its last step: at its time budget.
+                self._bars.update(task, total=self._bars.tasks[task].completed)
 
 
 def _bars(console: Console) -> Progress:

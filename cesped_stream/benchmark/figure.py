@@ -18,6 +18,7 @@ BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#8a8f98", "#2
 _STYLE_SIZE = 9.5
 _WIDTH_INCHES, _GALLERY_ROW_INCHES = 15.0, 1.42
 _MOLLWEIDE_NSIDE = 8
+_ZOOM_DEG = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,8 @@ class FigureData:
     """(degrees, share per degree) of a predictor that guesses uniformly at random, with the entry's symmetry."""
     gallery: Gallery | None = None
     timeline: Timeline | None = None
+    key_figures: tuple[tuple[str, str], ...] = ()
+    """(what, figure) lines to print beside the plots."""
     note: str = ""
 
 
@@ -72,7 +75,9 @@ def draw_figure(data: FigureData) -> Figure:
         hspace=0.55 / ((gallery + plots) / 2), wspace=0.2,
     )  # fmt: skip
     _draw_gallery(figure, grid[0, :], data.gallery)
-    _draw_orientations(figure, grid[1, 0], data.rotations)
+    left = grid[1, 0].subgridspec(3, 1, height_ratios=[2.3, 0.12, 1.5], hspace=0.3)
+    _draw_orientations(figure, left[0], left[1], data.rotations)
+    _write_key_figures(figure.add_subplot(left[2]), data.key_figures)
     _draw_errors(figure.add_subplot(grid[1, 1]), data.errors_by_half_deg, data.random_density)
     _draw_timeline(figure.add_subplot(grid[1, 2]), data.timeline)
     figure.text(0.035, 0.2 / height, data.note, fontsize=8.5, color="#555555", va="center")
@@ -112,7 +117,7 @@ def _draw_gallery(figure: Figure, place: SubplotSpec, gallery: Gallery | None) -
                 axes.set_title(f"{word}{gallery.errors_deg[column]:.1f}°", fontsize=_STYLE_SIZE, color=INK, pad=4)
 
 
-def _draw_orientations(figure: Figure, place: SubplotSpec, rotations: Float64) -> None:
+def _draw_orientations(figure: Figure, place: SubplotSpec, scale: SubplotSpec, rotations: Float64) -> None:
     axes = figure.add_subplot(place, projection="mollweide")
     axes.set_title("Views of the streamed particles, as predicted", fontsize=11, color=INK, pad=12)
     if not len(rotations):
@@ -128,9 +133,7 @@ def _draw_orientations(figure: Figure, place: SubplotSpec, rotations: Float64) -
     axes.set_xticklabels(["−120°", "−60°", "rot 0°", "60°", "120°"], fontsize=7.5, color="white")
     axes.set_yticks(np.deg2rad([-60, -30, 0, 30, 60]))
     axes.set_yticklabels(["tilt 150°", "120°", "90°", "60°", "30°"], fontsize=7.5)
-    bar = figure.colorbar(
-        mesh, ax=axes, orientation="horizontal", fraction=0.045, pad=0.08, aspect=35, panchor=(0.5, 1.0)
-    )
+    bar = figure.colorbar(mesh, cax=figure.add_subplot(scale), orientation="horizontal")
     bar.set_label("density relative to uniform", fontsize=_STYLE_SIZE)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
@@ -170,6 +173,18 @@ def _draw_errors(axes: Axes, by_half: tuple[Float64, ...], random_density: tuple
     axes.set_xlim(0, 180)
     axes.set_xticks(range(0, 181, 30))
     axes.legend(frameon=False, fontsize=_STYLE_SIZE)
+    if len(together) >= 1000 and np.median(together) < _ZOOM_DEG / 2:
+        _draw_small_errors(axes.inset_axes((0.36, 0.2, 0.6, 0.36)), together)
+
+
+def _draw_small_errors(axes: Axes, errors: Float64) -> None:
+    edges = np.arange(0, _ZOOM_DEG + 0.5, 1.0)
+    axes.hist(errors, edges.tolist(), weights=np.full(len(errors), 1 / len(errors)), color=BLUE, alpha=0.85)
+    axes.axvline(float(np.median(errors)), color=ORANGE, linewidth=1.2)
+    axes.set_title(f"the same to {_ZOOM_DEG}°", fontsize=8.5, color=INK)
+    axes.set_xlim(0, _ZOOM_DEG)
+    axes.tick_params(labelsize=7.5)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _outline(errors: Float64, edges: Float64) -> tuple[Float64, Float64]:
@@ -188,10 +203,19 @@ def _draw_timeline(axes: Axes, timeline: Timeline | None) -> None:
     top = max(1, int(timeline.landed.max()))
     for seconds, text in timeline.marks:
         axes.axvline(seconds, color=ORANGE, linewidth=1.2, linestyle=":")
-        axes.text(seconds, top * 0.03, f" {text}", rotation=90, fontsize=8.5, color="#8a5a00", va="bottom", ha="right")
+        side = "left" if seconds < 0.1 * timeline.seconds[-1] else "right"
+        axes.text(seconds, top * 0.03, f" {text}", rotation=90, fontsize=8.5, color="#8a5a00", va="bottom", ha=side)
     axes.set_ylim(0, top * 1.06)
     axes.set_xlim(0, float(timeline.seconds[-1]) or 1)
     axes.legend(frameon=False, fontsize=_STYLE_SIZE, loc="upper left")
+
+
+def _write_key_figures(axes: Axes, lines: tuple[tuple[str, str], ...]) -> None:
+    axes.set_axis_off()
+    for k, (what, figure) in enumerate(lines):
+        y = 0.78 - 0.135 * k
+        axes.text(0.0, y, what.strip(), transform=axes.transAxes, fontsize=9, color="#555555", va="center")
+        axes.text(1.0, y, figure, transform=axes.transAxes, fontsize=9, color=INK, va="center", ha="right")
 
 
 def _title(axes: Axes, title: str, x: str, y: str) -> None:

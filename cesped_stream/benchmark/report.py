@@ -121,6 +121,10 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+_KEY_LINES = (0, 1, 3, 4, 5, 6, 7, 8)
+"""Lines of the table that stand in the figure too: counts, latencies, speed."""
+
+
 def _lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     def number(key: str, unit: str, digits: int = 1) -> str:
         value = summary[key]
@@ -152,7 +156,7 @@ def _lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines += [
         ("within 5° / 15°", f"{_percent(summary['share_within_5_deg'])} / {_percent(summary['share_within_15_deg'])}"),
         ("a random predictor's mean", number("random_predictor_mean_deg", "°")),
-        ("half-sets", f"{summary['half_mode']}, {summary['half_independence']}"),
+        ("half-sets", f"{summary['half_mode'].replace('_', ' ')}, {summary['half_independence']}"),
         ("total", number("total_seconds", " s", 0)),
     ]
     return lines
@@ -178,6 +182,7 @@ def figure_data(
         random_density=random_predictor_density(comparison.symmetry),
         gallery=_gallery(comparison, landing, preprocessor, reference, columns),
         timeline=timeline,
+        key_figures=tuple(_lines(summary)[k] for k in _KEY_LINES),
         note="Particles of the gallery are drawn at random, not chosen; above each is its angular error.",
     )
 
@@ -214,7 +219,7 @@ def _with_landed_stacks(table: ParticleTable, landing: Path) -> ParticleTable:
 
 
 def _subtitle(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    parts = [f"{summary['inferred']:,} streamed particles", f"half-sets: {summary['half_mode']}"]
+    parts = [f"{summary['inferred']:,} streamed particles", f"half-sets: {summary['half_mode'].replace('_', ' ')}"]
     median, mean = summary["median_angular_error_deg"], summary["mean_angular_error_deg"]
     if median is not None:
         parts.append(f"angular error: median {median:.1f}°, mean {mean:.1f}°")
