@@ -103,7 +103,7 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": "adamw",
         "schedule": "cosine",
         "weight_decay": 1e-2,
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
         "max_steps": 1000,
         "imagenet_weights": "none",
         "augment": {
