@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import socket
+from typing import Any
 
 from rich.console import Console
 
@@ -13,16 +14,19 @@ from cesped_stream.settings import InferenceSettings
 from .cli import session_settings, settings_from
 from .messages import Control, ControlAction
 from .process import StopRequest, save_settings, start_logging
-from .request import ask_running, current_status, request, settings_of
+from .request import ask_running, current_status, last_status, request, settings_of
 from .session import SessionFolder, SessionLock
 from .settings import InferCommand, SessionSettings, TrainCommand
 from .sockets import create_keys
 from .toml import toml_text
 
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False}
+
 
 def run_command(arguments: argparse.Namespace) -> int:
     from .live import view_of
     from .run import Supervisor, children_of, start_child, supervise
+    from .show import status_line
 
     settings = session_settings(arguments)
     _check_can_start(settings)
@@ -30,12 +34,14 @@ def run_command(arguments: argparse.Namespace) -> int:
     file = save_settings(settings)
     start_logging(settings.session, "run", to_stderr=False)
     console = Console()
-    console.print(f"settings resolved, kept in {file}:", highlight=False, markup=False)
-    console.print(_settings_text(settings), highlight=False, markup=False)
+    console.print(f"settings resolved, kept in {file}:\n{_settings_text(settings)}", soft_wrap=True, **PLAIN)
     supervisor = Supervisor(children_of(settings, file), lambda child: start_child(settings, child))
     stop = StopRequest().install()
     with view_of(settings, console, plain=arguments._plain) as view:
         code = supervise(supervisor, stop, view.update)
+    status = last_status(settings)
+    if status is not None:
+        console.print(f"ended; {status_line(status)}", soft_wrap=True, **PLAIN)
     if code:
         _show_last_words(settings, Console(stderr=True))
     return code
@@ -230,4 +236,4 @@ def _show_last_words(settings: SessionSettings, console: Console) -> None:
     for file in sorted((settings.session / "logs").glob("*.stderr")):
         lines = file.read_text(errors="replace").strip().splitlines()
         if lines:
-            console.print(f"{file.stem}: {lines[-1]}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{file.stem}: {lines[-1]}", soft_wrap=True, **PLAIN)

@@ -74,10 +74,15 @@ def current_status(settings: SessionSettings) -> tuple[SessionStatus | None, boo
     reply = ask_running(settings, Control(action="status"))
     if reply is not None:
         return SessionStatus.model_validate_json(reply.status), True
+    return last_status(settings), False
+
+
+def last_status(settings: SessionSettings) -> SessionStatus | None:
+    """Return the status that a coordinator wrote last, None where none has."""
     file = SessionFolder.of(settings).status
     try:
-        return SessionStatus.model_validate_json(file.read_bytes()), False
+        return SessionStatus.model_validate_json(file.read_bytes())
     except FileNotFoundError:
-        return None, False
+        return None
     except ValidationError as error:
         raise InvalidSettingsError(f"{file}: not a status of this version ({error.error_count()} faults)") from None
