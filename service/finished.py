@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +59,6 @@ class Finished:
     compute_seconds: float = 0.0
     shard_id: int = 0
     position: int = 0
-    conflicting: frozenset[int] = field(default_factory=frozenset)
-    """Rows (within the batch) whose pixels are not those that were seen before: the first pose stays."""
 
     def posed(self) -> NDArray[np.bool_]:
         """Return `(n,)`: the row has a pose (its image is not flagged)."""
