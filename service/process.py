@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -237,13 +237,3 @@ def save_settings(settings: SessionSettings) -> Path:
     )
     write_whole(file, text.encode())
     return file
-
-
-def run_every(seconds: float, tasks: Iterable[Callable[[], object]], stop: threading.Event) -> None:
-    """Run the tasks, in order, again and again until `stop` is set."""
-    todo = list(tasks)
-    while True:
-        for task in todo:
-            task()
-        if stop.wait(seconds):
-            return

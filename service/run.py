@@ -43,7 +43,6 @@ class Child:
     process: Process | None = None
     started: float = 0.0
     crashes: int = 0
-    restarts: int = 0
     start_at: float = 0.0
     place: int | None = None
     """Which worker of this machine it is, from 0; None for other roles."""
@@ -152,7 +151,6 @@ class Supervisor:
         else:
             healthy = self._now() - child.started >= HEALTHY_SECONDS
             child.crashes = 1 if healthy else child.crashes + 1
-            child.restarts += 1
             pause = min(LAST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** (child.crashes - 1))
             child.start_at = self._now() + pause
             child.events.append(f"{child.name} ended with {code}; starts again in {pause:.0f} s")
