@@ -9,7 +9,7 @@ from cesped_stream.imaging.preprocess import Preprocessor, image_flags
 from cesped_stream.inference import PoseBatch, Predictor
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import StackReader, read_images
-from cesped_stream.particles.table import CtfParameters, ParticleTable
+from cesped_stream.particles.table import ParticleTable
 
 ROWS_READ_AT_ONCE = 64
 BATCHES_HELD = 8
@@ -63,18 +63,5 @@ def _network_inputs(
             usable = np.flatnonzero(flags == ImageFlag.OK)
             if len(usable):
                 images = raw[torch.from_numpy(usable)].to(device)
-                inputs[torch.from_numpy(index[usable])] = _prepared(preprocessor, images, ctf.select(index[usable]))
+                inputs[torch.from_numpy(index[usable])] = preprocessor(images, ctf.select(index[usable]))
     return inputs
-
-
-def _prepared(preprocessor: Preprocessor, images: torch.Tensor, ctf: CtfParameters) -> torch.Tensor:
-    """Preprocess such that an image's bits do not depend on how many others there are.
-
-    MKL's FFT of one image alone rounds otherwise than that of several (boxes 16, 20, 32, 40, 80), so a lonely one of
-    its kind is done twice.
-    """
-    kinds = np.stack([ctf.pixel_size_angstrom, ctf.premultiplied | ctf.phase_flipped], axis=1)
-    if np.unique(kinds, axis=0, return_counts=True)[1].min() > 1:
-        return preprocessor(images, ctf)
-    twice = np.tile(np.arange(len(images)), 2)
-    return preprocessor(images[torch.from_numpy(twice).to(images.device)], ctf.select(twice))[: len(images)]

@@ -1,7 +1,7 @@
 """Whether the stack that a row names may be opened and holds the row's image, complete and unchanging."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cesped_stream.errors import CespedStreamError, PermanentError, TransientError
@@ -19,6 +19,7 @@ class Verdict:
     """Places within a part: those whose image is complete, those that wait and those that are refused, with why."""
 
     identities: dict[int, Identity] = field(default_factory=dict)
+    box_sizes: dict[int, int] = field(default_factory=dict)
     waiting: list[tuple[int, str]] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)
 
@@ -26,7 +27,10 @@ class Verdict:
         places = sorted(self.identities)
         if not places:
             return None
-        return ReadyRows(part.select(places), tuple(self.identities[k] for k in places))
+        ready = part.select(places)
+        if any(group.text("rlnImageSize") is None for group in ready.table.optics):
+            ready = replace(ready, table=ready.table.with_image_sizes([self.box_sizes[k] for k in places]))
+        return ReadyRows(ready, tuple(self.identities[k] for k in places))
 
 
 class StackCheck:
@@ -58,6 +62,7 @@ class StackCheck:
                 verdict.refused.extend((place, str(error)) for place, _ in rows)
             else:
                 self._judge_stack(stack, rows, star, now, verdict)
+        self._refuse_other_boxes(part, verdict)
         return verdict
 
     def _judge_stack(
@@ -68,11 +73,23 @@ class StackCheck:
             return
         reason = stack_is_complete(stack, max(index for _, index in rows) + 1).reason
         num_complete = self._num_complete(stack) if reason else max(index for _, index in rows) + 1
+        box_size = read_header(stack).box_size if num_complete else 0
         for place, index in rows:
             if index < num_complete:
                 verdict.identities[place] = (str(stack), index)
+                verdict.box_sizes[place] = box_size
             else:
                 verdict.waiting.append((place, reason))
+
+    def _refuse_other_boxes(self, part: Part, verdict: Verdict) -> None:
+        """Refuse rows whose optics group names another box than their stack has: RELION takes the box from there."""
+        for place, box_size in verdict.box_sizes.items():
+            group = part.table.optics[part.table.optics_index[place]]
+            named = group.number("rlnImageSize", box_size)
+            if named != box_size:
+                stack, _ = verdict.identities.pop(place)
+                reason = f"{stack}: box of {box_size} pixels, optics group {group.name!r} has rlnImageSize {named:g}; "
+                verdict.refused.append((place, reason + "correct data_optics"))
 
     def _num_complete(self, stack: Path) -> int:
         """Return how many images a settled stack holds completely; 0 where its end is torn or it cannot be read."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.session_bench import Bench, FakeWorker, fake_checkpoint, run_until, star_text, turn
+from support.session_bench import BOX, Bench, FakeWorker, fake_checkpoint, run_until, star_text, turn
 
 from cesped_stream.particles.star import read_star
 from cesped_stream_service import ingest as ingest_module
@@ -393,3 +393,24 @@ def test_half_sets_are_for_life_and_written_out(bench: Bench) -> None:
     table = read_star(bench.session / "batches" / "batch_000001.star")
     assert np.array_equal(table.half_sets(), table.without(["rlnRandomSubset"]).half_sets())
     assert len(set(table.column("rlnRandomSubset"))) == 1
+
+
+def test_optics_without_an_image_size_get_the_stacks_box_since_relion_needs_it(bench: Bench) -> None:
+    bench.land_stack("s", 2)
+    text = star_text("s", [1, 2]).replace("_rlnImageSize #7\n", "").replace(f"0.1 2.0 {BOX}\n", "0.1 2.0\n")
+    (bench.landing / "s.star").write_text(text)
+    core = bench.open()
+    turns(core, bench)
+    (group,) = read_star(bench.session / "batches" / "batch_000001.star").optics
+    assert (group.text("rlnImageSize"), group.text("rlnImageDimensionality")) == (str(BOX), "2")
+    core.close()
+
+
+def test_optics_that_name_another_box_than_the_stack_has_are_refused(bench: Bench) -> None:
+    bench.land_stack("s", 2)
+    (bench.landing / "s.star").write_text(star_text("s", [1, 2]).replace(f" {BOX}\n", f" {2 * BOX}\n"))
+    core = bench.open()
+    turns(core, bench)
+    assert core.status().landed == 0
+    assert f"box of {BOX} pixels, optics group 'A' has rlnImageSize {2 * BOX}; correct data_optics" in reasons(bench)
+    core.close()
