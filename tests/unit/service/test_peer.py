@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ class FakeCoordinator(threading.Thread):
                 message, _ = decode(parts)
                 self.heard.append(message)
                 for reply in self._answer(message, self.heard):
-                    socket.send_multipart([peer, *encode(reply)])
+                    with suppress(zmq.ZMQError):  # the peer is gone: the scene is over
+                        socket.send_multipart([peer, *encode(reply)])
 
     def kinds(self) -> list[str]:
         return [message.kind for message in self.heard]

@@ -1,6 +1,7 @@
 """Sockets come from one maker; ipc is private; tcp wants keys and lets in only the allow-list."""
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,10 +38,10 @@ def session(tmp_path: Path, **service: object) -> SessionSettings:
     )
 
 
-def free_tcp_endpoint(context: zmq.Context[zmq.Socket[bytes]]) -> str:
-    with context.socket(zmq.REP) as probe:
-        port = probe.bind_to_random_port("tcp://127.0.0.1")
-    return f"tcp://127.0.0.1:{port}"
+def free_tcp_endpoint() -> str:
+    with socket.socket() as probe:  # not ZeroMQ's: those give their port back some time after they are closed
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def test_default_endpoint_is_ipc_in_a_folder_for_the_user_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +135,7 @@ def test_a_send_to_an_absent_coordinator_fails_instead_of_queueing(
 
 
 def test_an_endpoint_in_use_is_a_clear_error(context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    endpoint = free_tcp_endpoint(context)
+    endpoint = free_tcp_endpoint()
     with roles_at_coordinator(context, Link(endpoint)), pytest.raises(InvalidSettingsError, match="cannot listen"):
         roles_at_coordinator(context, Link(endpoint))
 
@@ -161,7 +162,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_tcp_lets_in_a_key_of_the_allow_list_and_no_other(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
-    endpoint = free_tcp_endpoint(context)
+    endpoint = free_tcp_endpoint()
     create_keys(tmp_path / "keys")
     create_keys(tmp_path / "stranger")
     mine = session(tmp_path, endpoint=endpoint, curve_folder=tmp_path / "keys")
