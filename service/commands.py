@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from cesped_stream.errors import CespedStreamError, TransientError
+from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 from cesped_stream.settings import InferenceSettings
 
 from .cli import session_settings, settings_from
-from .messages import Control, ControlAction
+from .messages import MAX_NAME, Control, ControlAction
 from .process import StopRequest, save_settings, start_logging
 from .request import ask_running, current_status, last_status, request, settings_of
 from .session import SessionFolder, SessionLock
@@ -64,7 +64,7 @@ def coordinator_command(arguments: argparse.Namespace) -> int:
 
 def worker_command(arguments: argparse.Namespace) -> int:
     settings = session_settings(arguments)
-    name = arguments._name or _default_name("worker")
+    name = _name(arguments, "worker")
     stop = StopRequest().install()
     start_logging(settings.session, name, to_stderr=arguments._parent_pid == 0)
     from .worker import run_worker
@@ -74,7 +74,7 @@ def worker_command(arguments: argparse.Namespace) -> int:
 
 def trainer_command(arguments: argparse.Namespace) -> int:
     settings = session_settings(arguments)
-    name = arguments._name or _default_name("trainer")
+    name = _name(arguments, "trainer")
     stop = StopRequest().install()
     start_logging(settings.session, name, to_stderr=arguments._parent_pid == 0)
     from .trainer import run_trainer
@@ -227,8 +227,11 @@ def _settings_text(settings: SessionSettings) -> str:
     return toml_text(settings.model_dump(mode="json", exclude_none=True))
 
 
-def _default_name(role: str) -> str:
-    return f"{role}-{socket.gethostname()}-{os.getpid()}"
+def _name(arguments: argparse.Namespace, role: str) -> str:
+    name = str(arguments._name or f"{role}-{socket.gethostname()}-{os.getpid()}")
+    if len(name) > MAX_NAME:
+        raise InvalidSettingsError(f"--name: {len(name)} characters, it takes {MAX_NAME} at most; choose a shorter one")
+    return name
 
 
 def _show_last_words(settings: SessionSettings, console: Console) -> None:

@@ -10,6 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 PROTOCOL_VERSION: Literal[1] = 1
 
+# What SQLite, a log line and the status can hold: a peer's larger value is refused at the boundary.
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+MAX_NAME = 128
+"""A host's name has up to 64 characters, and `worker-` before it."""
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+Incarnation = Annotated[str, Field(max_length=64)]
+State = Annotated[str, Field(max_length=200)]
+Text = Annotated[str, Field(max_length=4000)]
+
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -28,10 +37,10 @@ class Hello(Message):
 
     kind: Literal["hello"] = "hello"
     role: Literal["worker", "trainer"]
-    name: str
-    incarnation: str
-    pid: int
-    device: str
+    name: Name
+    incarnation: Incarnation
+    pid: Int64
+    device: State
 
 
 class Welcome(Message):
@@ -44,19 +53,19 @@ class Ready(Message):
     """A worker asks for a lease, or the trainer for work. The rate (0: unknown) is the worker's own measured one."""
 
     kind: Literal["ready"] = "ready"
-    incarnation: str
-    particles_per_second: float = 0.0
+    incarnation: Incarnation
+    particles_per_second: float = Field(0.0, ge=0, le=1e9)
 
 
 class Heartbeat(Message):
     """Sent from a thread with its own socket. `progress` rises only when work was made progress on."""
 
     kind: Literal["heartbeat"] = "heartbeat"
-    incarnation: str
+    incarnation: Incarnation
     role: Literal["worker", "trainer"]
-    name: str
-    state: str
-    progress: int
+    name: Name
+    state: State
+    progress: Int64
 
 
 class Idle(Message):
@@ -70,11 +79,11 @@ class Lease(Message):
     """Rows [first_row, first_row + num_rows) of a batch file (an immutable RELION 3.1 star in the session folder)."""
 
     kind: Literal["lease"] = "lease"
-    lease_id: int
-    batch_id: int
+    lease_id: Int64
+    batch_id: Int64
     batch_star: str
-    first_row: int
-    num_rows: int
+    first_row: Int64
+    num_rows: Int64
     checkpoint: str
     """Folder of the checkpoint to use."""
     checkpoint_id: str
@@ -89,10 +98,10 @@ class Result(Message):
     """
 
     kind: Literal["result"] = "result"
-    incarnation: str
-    lease_id: int
+    incarnation: Incarnation
+    lease_id: Int64
     checkpoint_id: str
-    proposer: str
+    proposer: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     compute_seconds: float
     frames: tuple[FrameHeader, ...]
 
@@ -101,12 +110,12 @@ class Failure(Message):
     """A lease or training that could not be done. `retry_can_help` follows the error's class."""
 
     kind: Literal["failure"] = "failure"
-    incarnation: str
-    lease_id: int
-    error: str
-    message: str
+    incarnation: Incarnation
+    lease_id: Int64
+    error: Text
+    message: Text
     retry_can_help: bool
-    row: int = -1
+    row: Int64 = -1
     """Row within the batch that is to blame, or -1."""
 
 
@@ -114,7 +123,7 @@ class Ack(Message):
     """The result is committed (or was before), or it is refused: a late result of a lease that was given back."""
 
     kind: Literal["ack"] = "ack"
-    lease_id: int
+    lease_id: Int64
     accepted: bool
     reason: str = ""
 
@@ -123,7 +132,7 @@ class TrainingOrder(Message):
     """Fine-tune on these rows: an immutable RELION 3.1 star in the session folder, both halves together."""
 
     kind: Literal["training_order"] = "training_order"
-    training_id: int
+    training_id: Int64
     aligned_star: str
     work_folder: str
     """Where resume points and the finished checkpoint are written, inside the session's checkpoints folder."""
@@ -131,21 +140,21 @@ class TrainingOrder(Message):
 
 class TrainingProgress(Message):
     kind: Literal["training_progress"] = "training_progress"
-    incarnation: str
-    training_id: int
-    step: int
-    max_steps: int
-    half_steps: tuple[int, ...] = ()
+    incarnation: Incarnation
+    training_id: Int64
+    step: Int64
+    max_steps: Int64
+    half_steps: tuple[Int64, ...] = Field((), max_length=2)
     """Of half-sets 0 and 1; `step` is their sum, `max_steps` what both have to do."""
-    validation_error_deg: tuple[float, ...] = ()
+    validation_error_deg: tuple[float, ...] = Field((), max_length=2)
 
 
 class TrainingDone(Message):
     """A published checkpoint folder (already fsynced and renamed into place)."""
 
     kind: Literal["training_done"] = "training_done"
-    incarnation: str
-    training_id: int
+    incarnation: Incarnation
+    training_id: Int64
     checkpoint_id: str
     checkpoint: str
     seconds: float
@@ -153,7 +162,7 @@ class TrainingDone(Message):
 
 class Goodbye(Message):
     kind: Literal["goodbye"] = "goodbye"
-    incarnation: str
+    incarnation: Incarnation
 
 
 class HelloAgain(Message):

@@ -93,7 +93,7 @@ class Worker:
         return self._table[1].select(np.arange(lease.first_row, lease.first_row + lease.num_rows))
 
     def _measure(self, num_rows: int, seconds: float) -> None:
-        rate = num_rows / max(seconds, 1e-6)
+        rate = num_rows / max(seconds, 1e-3)
         before = self.particles_per_second
         self.particles_per_second = rate if before == 0 else RATE_WEIGHT * rate + (1 - RATE_WEIGHT) * before
 

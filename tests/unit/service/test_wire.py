@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cesped_stream_service.messages import Heartbeat, Hello, Lease, Ready, Result
+from cesped_stream_service.messages import Failure, Heartbeat, Hello, Lease, Ready, Result, TrainingDone
 from cesped_stream_service.wire import (
     MAX_FRAME_BYTES,
     MAX_HEADER_BYTES,
@@ -114,6 +114,37 @@ def test_a_rate_that_is_no_finite_number_is_refused() -> None:
     ready = Ready(incarnation="a")
     assert refusal_of(altered("particles_per_second", float("nan"), ready)) is Refusal.BAD_FIELDS
     assert refusal_of(altered("particles_per_second", float("inf"), ready)) is Refusal.BAD_FIELDS
+
+
+FAILURE = Failure(incarnation="a", lease_id=1, error="E", message="bad", retry_can_help=False)
+DONE = TrainingDone(incarnation="a", training_id=1, checkpoint_id="i2s-1", checkpoint="/c", seconds=1.0)
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "value"),
+    [
+        (HELLO, "pid", 2**63),
+        (HELLO, "name", "n" * 129),
+        (HELLO, "incarnation", "i" * 65),
+        (Heartbeat(incarnation="a", role="worker", name="w", state="", progress=0), "progress", 2**70),
+        (Heartbeat(incarnation="a", role="worker", name="w", state="", progress=0), "state", "s" * 201),
+        (FAILURE, "lease_id", -(2**63) - 1),
+        (FAILURE, "row", 2**63),
+        (FAILURE, "message", "m" * 4001),
+        (DONE, "training_id", 2**70),
+        (Ready(incarnation="a"), "particles_per_second", -1e308),
+        (Ready(incarnation="a"), "particles_per_second", 1e308),
+    ],
+)
+def test_numbers_and_texts_beyond_what_the_ledger_holds_are_refused(message: Any, field: str, value: object) -> None:
+    assert refusal_of(altered(field, value, message)) is Refusal.BAD_FIELDS
+
+
+@pytest.mark.parametrize("proposer", ["", "a b", "a\nb", "a\n", "p" * 65, "'"])
+def test_a_proposer_that_is_no_star_word_is_refused(proposer: str) -> None:
+    parts = encode(result(), pose_frames())
+    header = json.loads(parts[0]) | {"proposer": proposer}
+    assert refusal_of([json.dumps(header).encode(), *parts[1:]]) is Refusal.BAD_FIELDS
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"{", b"[1]", b"null", b"[" * 100_000, b"1" * 10_000])
