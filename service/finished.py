@@ -1,7 +1,7 @@
 """Poses of some rows of a batch, and the star rows that they become."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import STACK_LABEL
-from cesped_stream.particles.star import NEUTRAL_VALUES, read_star, union_of_labels
+from cesped_stream.particles.star import NEUTRAL_VALUES, read_star, row_filler, union_of_labels
 from cesped_stream.particles.table import ParticleTable
 
 from .session import SessionFolder
@@ -27,6 +27,8 @@ OWN_LABELS = (
     "cestreamTopPoses",
 )
 NO_CHECKPOINT = "none"
+FORMER_POSE_LABELS = ("rlnMaxValueProbDistribution", "rlnLogLikeliContribution", "rlnNrOfSignificantSamples")
+"""RELION's figures of the pose that a row came with: they say nothing of a predicted one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +92,11 @@ def pose_cells(finished: Finished, row: int, revision: int) -> dict[str, str]:
     return angles | own
 
 
+def prior_labels(labels: Sequence[str]) -> dict[str, str]:
+    """Return the angle priors among `labels`, each with the angle that it must equal once that is predicted."""
+    return {f"{angle}Prior": angle for angle in ANGLE_LABELS if f"{angle}Prior" in labels}
+
+
 def output_tables(table: ParticleTable, finished: Finished) -> tuple[ParticleTable, ParticleTable]:
     """Return (rows with a pose, rows without) of `table`, the finished rows of a batch star, with their columns."""
     if finished.poses is None:
@@ -98,6 +105,13 @@ def output_tables(table: ParticleTable, finished: Finished) -> tuple[ParticleTab
     plain = table.without([STACK_LABEL])
     cells = [pose_cells(finished, row, 0) for row in range(len(table))]
     with_pose = _with_cells(_with_origins(plain.select(np.flatnonzero(posed))), _picked(cells, posed))
+    former = [label for label in FORMER_POSE_LABELS if label in with_pose]
+    renewed: dict[str, Sequence[str]] = {
+        label: ["0" if label == "rlnNrOfSignificantSamples" else "0.000000"] * len(with_pose) for label in former
+    }
+    for prior, angle in prior_labels(with_pose.labels).items():
+        renewed[prior] = with_pose.column(angle)
+    with_pose = with_pose.with_columns(renewed)
     flagged = plain.select(np.flatnonzero(~posed)).without(ANGLE_LABELS)
     return with_pose, _with_cells(flagged, _picked(cells, ~posed))
 
@@ -119,10 +133,11 @@ def _with_origins(table: ParticleTable) -> ParticleTable:
 
 def _given_table(table: ParticleTable) -> ParticleTable:
     table = _with_origins(table)
-    modes = zip(*(table.numbers(label) for label in ANGLE_LABELS), table.confidences(), strict=True)
+    confidences = table.numbers("rlnMaxValueProbDistribution", 0.0)
+    modes = zip(*(table.numbers(label) for label in ANGLE_LABELS), confidences, strict=True)
     return table.with_columns(
         {
-            "cestreamConfidence": [f"{number:.6f}" for number in table.confidences()],
+            "cestreamConfidence": [f"{number:.6f}" for number in confidences],
             "cestreamCheckpoint": [NO_CHECKPOINT] * len(table),
             "cestreamProposer": ["given"] * len(table),
             "cestreamStatus": ["given"] * len(table),
@@ -147,13 +162,14 @@ def joined(tables: Sequence[ParticleTable]) -> ParticleTable:
     return ParticleTable(labels, rows, tuple(optics), np.array(numbers, np.int64))
 
 
-def aligned_to(labels: tuple[str, ...], table: ParticleTable) -> list[tuple[str, ...]]:
-    """Return the table's rows in the order of `labels`, with RELION's neutral value where it has no such column."""
+def aligned_to(
+    labels: tuple[str, ...], table: ParticleTable, neutral: Mapping[str, str] = NEUTRAL_VALUES
+) -> list[tuple[str, ...]]:
+    """Return the table's rows in the order of `labels`; `row_filler` says what a missing column gets."""
     if labels == table.labels:
         return table.rows
-    place = {label: k for k, label in enumerate(table.labels)}
-    picks = [(place.get(label, -1), NEUTRAL_VALUES.get(label, "0.000000")) for label in labels]
-    return [tuple(row[k] if k >= 0 else neutral for k, neutral in picks) for row in table.rows]
+    fill = row_filler(labels, table.labels, neutral)
+    return [fill(row) for row in table.rows]
 
 
 class BatchTables:

@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from cesped_stream.durable import Step, fsync_folder, rename_durably
-from cesped_stream.particles.star import optics_block, particles_header, read_star, row_line, union_of_labels
+from cesped_stream.particles.star import (
+    OUTPUT_NEUTRAL_VALUES,
+    optics_block,
+    particles_header,
+    read_star,
+    row_line,
+    union_of_labels,
+)
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
-from .finished import aligned_to
+from .finished import aligned_to, prior_labels
 from .ledger import UNPOSED_PLACE, Ledger, Run, ShardRecord
 from .session import SessionFolder
 
@@ -53,7 +60,7 @@ class StarLines:
         lines = list(self.lines)
         for table in tables:
             used = {k: number.setdefault(table.optics[k], len(number)) + 1 for k in table.optics_index.tolist()}
-            rows = zip(aligned_to(labels, table), table.optics_index.tolist(), strict=True)
+            rows = zip(aligned_to(labels, table, OUTPUT_NEUTRAL_VALUES), table.optics_index.tolist(), strict=True)
             lines.extend(row_line(cells, used[k]) for cells, k in rows)
         return StarLines(labels, tuple(number), tuple(lines))
 
@@ -154,6 +161,7 @@ class PoseFiles:
             if text:
                 cells = list(rows[position])
                 new = json.loads(text) | {"cestreamRevision": str(int(revision[position]) + 1)}
+                new |= {prior: new[angle] for prior, angle in prior_labels(table.labels).items()}
                 for label, value in new.items():
                     cells[place[label]] = value
                 rows[position] = tuple(cells)

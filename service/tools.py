@@ -1,7 +1,7 @@
 """Training and inference on star files, without a session."""
 
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import torch
 from rich.console import Console
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cesped_stream.inference import Predictor
 from cesped_stream.particles.stack_paths import resolve_stack
-from cesped_stream.particles.stacks import STACK_LABEL, StackReader, parse_image_name
+from cesped_stream.particles.stacks import STACK_LABEL, StackReader, parse_image_name, read_header
 from cesped_stream.particles.star import iter_star, read_star, write_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import infer_table
@@ -87,7 +87,8 @@ def unposed_path(output: Path) -> Path:
 
 
 def with_stacks(table: ParticleTable, star: Path, image_root: Path | None) -> ParticleTable:
-    """Return the table with each row's resolved stack in `cestreamStack`; UnreachableFileError names a missing one."""
+    """Return the table with each row's resolved stack in `cestreamStack`, and rlnImageSize (RELION needs it) where it has
+    none. UnreachableFileError names a missing stack."""
     found: dict[str, str] = {}
     for text in table.column("rlnImageName"):
         name = parse_image_name(text)[1]
@@ -96,7 +97,11 @@ def with_stacks(table: ParticleTable, star: Path, image_root: Path | None) -> Pa
             path = resolve_stack(name, star=star, image_root=image_root, allowed_roots=(Path("/"),))
             found[name] = quote(str(path))
     stacks = [found[parse_image_name(text)[1]] for text in table.column("rlnImageName")]
-    return table.with_columns({STACK_LABEL: stacks})
+    table = table.with_columns({STACK_LABEL: stacks})
+    if all(group.text("rlnImageSize") is not None for group in table.optics):
+        return table
+    boxes = {stack: read_header(Path(unquote(stack))).box_size for stack in set(stacks)}
+    return table.with_image_sizes([boxes[stack] for stack in stacks])
 
 
 def _bars(console: Console) -> Progress:

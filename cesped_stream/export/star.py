@@ -13,7 +13,15 @@ from cesped_stream.conventions import POSE_LABELS
 from cesped_stream.durable import fsync_folder
 from cesped_stream.errors import UnreachableFileError
 from cesped_stream.particles.stacks import parse_image_name
-from cesped_stream.particles.star import NEUTRAL_VALUES, iter_star, optics_block, particles_header, row_line
+from cesped_stream.particles.star import (
+    NEUTRAL_VALUES,
+    OUTPUT_NEUTRAL_VALUES,
+    iter_star,
+    optics_block,
+    particles_header,
+    row_filler,
+    row_line,
+)
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
 OnProgress = Callable[[str, int], None]
@@ -119,11 +127,10 @@ class _Layout:
 
     def lines(self, table: ParticleTable) -> Iterator[bytes]:
         """Yield each row as it will stand in the export, after a key that sorts by stack and index."""
-        place = {label: k for k, label in enumerate(table.labels)}
-        picks = [(place.get(label, -1), NEUTRAL_VALUES.get(label, "0.000000")) for label in self.labels]
+        fill = row_filler(self.labels, table.labels, OUTPUT_NEUTRAL_VALUES)
         numbers = [self.number[_content(group, self.optics_labels)] for group in table.optics]
         for row, optics in zip(table.rows, table.optics_index.tolist(), strict=True):
-            cells = [row[k] if k >= 0 else neutral for k, neutral in picks]
+            cells = fill(row)
             index, stack = parse_image_name(cells[0])
             key = stack.encode() + _SEPARATOR + b"%010d" % index + _SEPARATOR
             yield key + row_line(cells, numbers[optics])

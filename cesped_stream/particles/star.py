@@ -6,7 +6,7 @@ The reader is strict where starfile is not: a star that is cut anywhere is not a
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +37,25 @@ NEUTRAL_VALUES: Final[Mapping[str, str]] = {
 }
 """Text for a column that a row lacks; "0.000000" for any label not named here. rlnRandomSubset has no neutral value:
 it stands on every row or on none."""
+
+OUTPUT_NEUTRAL_VALUES: Final[Mapping[str, str]] = {**NEUTRAL_VALUES, "rlnMaxValueProbDistribution": "0.000000"}
+"""The same for rows with poses of different makers side by side: a row without RELION's figure is not its best one."""
+
+
+def row_filler(
+    labels: Sequence[str], own_labels: Sequence[str], neutral: Mapping[str, str] = NEUTRAL_VALUES
+) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    """Return a function that brings rows of `own_labels` to `labels`, filling columns that they lack.
+
+    A prior (rlnAngleRotPrior, rlnOriginXPriorAngst, ...) is filled with the row's own angle or origin: RELION 3.1 and
+    4.0 centre a local search on it, and 0 would be a wrong one. Anything else gets its neutral value.
+    """
+    place = {label: k for k, label in enumerate(own_labels)}
+    picks = [
+        (place.get(label, place.get(label.replace("Prior", ""), -1)), neutral.get(label, "0.000000"))
+        for label in labels
+    ]
+    return lambda row: tuple(row[k] if k >= 0 else text for k, text in picks)
 
 
 class PrefixChanged(TransientError):

@@ -230,4 +230,6 @@ class ParticleTable:
 
 
 def _stable_half(name: str) -> int:
+    # the file name alone: programs name one micrograph with and without its job's folder
+    name = name.rpartition("/")[2]
     return hashlib.sha256(name.encode()).digest()[0] & 1
