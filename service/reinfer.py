@@ -27,7 +27,9 @@ class Reinference:
         shards = [
             shard.shard_id
             for shard in self._ledger.shards()
-            if shard.state == "sealed" and self._stale(shard.shard_id, checkpoint_id)
+            if shard.state == "sealed"
+            and shard.shard_id not in self._poses.missing
+            and self._stale(shard.shard_id, checkpoint_id)
         ]
         with self._ledger.transaction("reinfer ordered"):
             self._ledger.execute(
@@ -79,7 +81,7 @@ class Reinference:
     def switch_ready(self, shard_ids: set[int]) -> None:
         """Switch those of the shards whose rows are all staged."""
         for shard_id, checkpoint_id in self.shards_left():
-            if shard_id not in shard_ids:
+            if shard_id not in shard_ids or shard_id in self._poses.missing:
                 continue
             due = sum(run.num_rows for run in self._stale(shard_id, checkpoint_id))
             if len(self._staged(shard_id)) >= due:

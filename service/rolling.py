@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cesped_stream.durable import Step, fsync_folder, rename_durably
+from cesped_stream.errors import PermanentError
 from cesped_stream.particles.star import (
     OUTPUT_NEUTRAL_VALUES,
     optics_block,
@@ -92,7 +93,10 @@ class PoseFiles:
         self._ledger = ledger
         self._step = step
         self.problems: list[str] = []
+        self.missing: set[int] = set()
+        """Sealed shards whose file is gone: they cannot be redone."""
         self._recover()
+        self._check_sealed()
         self._posed = self._load(OPEN_FILE, self.open_shard_id)
         self._unposed = self._load(UNPOSED_FILE, UNPOSED_PLACE)
 
@@ -222,6 +226,20 @@ class PoseFiles:
         for leftover in self._folder.glob(".*.tmp"):
             leftover.unlink()
             self._step("leftover removed")
+
+    def _check_sealed(self) -> None:
+        """Refuse sealed files that the ledger does not know: with another ledger every row would be made twice."""
+        sealed = {shard_file(s.shard_id): s.shard_id for s in self._ledger.shards() if s.state == "sealed"}
+        found = {path.name for path in self._folder.glob("poses_*.star")}
+        if unknown := sorted(found - set(sealed)):
+            raise PermanentError(
+                f"{self._folder / unknown[0]}: a sealed shard that the ledger does not know ({len(unknown)} such); is "
+                "ledger_folder the one that this session was begun with? Bring its ledger back, or begin a new session"
+            )
+        for name in sorted(set(sealed) - found):
+            self.missing.add(sealed[name])
+            self.problems.append(f"{name}: the file is gone, its rows are missing from the export; bring it back")
+            logger.error("sealed shard is gone", extra={"file": str(self._folder / name)})
 
     def _moved(self, source: str, target: str, digest: str) -> bool:
         if _sha256(self._folder / source) == digest:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from support.session_bench import Bench, FakeTrainer, FakeWorker, fake_checkpoint, run_until
 
+from cesped_stream.errors import PermanentError
 from cesped_stream.particles.star import read_star
 from cesped_stream_service.coordinator import Coordinator
 
@@ -106,3 +107,35 @@ def test_given_shifts_are_written_through(tmp_path: Path, aligned: bool) -> None
     table = read_star(bench.session / "poses" / "poses.star")
     assert set(table.column("rlnOriginXAngst")) == {"0.5"} and set(table.column("rlnOriginYAngst")) == {"1.5"}
     assert set(table.column("cestreamStatus")) == {"given" if aligned else "predicted"}
+
+
+def test_sealed_shards_that_the_ledger_does_not_know_are_refused_not_made_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, checkpoint=str(fake_checkpoint(tmp_path / "given")), service={"shard_rows": 8})
+    bench.land("s", 15)
+    core = bench.open()
+    run_until(core, bench.clock, [FakeWorker()], 15)
+    core.close()
+    for path in (bench.session / "state").glob("ledger.sqlite*"):
+        path.rename(tmp_path / path.name)
+    with pytest.raises(PermanentError, match=r"poses_000001\.star.* is ledger_folder the one"):
+        bench.open()
+    for path in tmp_path.glob("ledger.sqlite*"):
+        path.rename(bench.session / "state" / path.name)
+    core = bench.open()
+    assert core.status().posed == len(identities(bench.session / "poses")) == 15
+    core.close()
+
+
+def test_a_sealed_shard_whose_file_is_gone_is_told(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, checkpoint=str(fake_checkpoint(tmp_path / "given")), service={"shard_rows": 4})
+    bench.land("s", 9)
+    core = bench.open()
+    run_until(core, bench.clock, [FakeWorker()], 9)
+    core.close()
+    (bench.session / "poses" / "poses_000001.star").unlink()
+    core = bench.open()
+    assert any("poses_000001.star: the file is gone" in problem for problem in core.status().problems)
+    fake_checkpoint(bench.session / "checkpoints", "i2s-00000000000b")
+    assert core.status().shards == 2 and core.request_reinfer("i2s-00000000000b") == 1, "the other one"
+    run_until(core, bench.clock, [FakeWorker(incarnation="w2")], 9)
+    core.close()
