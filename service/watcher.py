@@ -53,7 +53,7 @@ class Watcher:
         """
         closed: list[str] = []
         files = dict(_files_below(str(self._root), self._without, closed))
-        self.problem = f"{closed[0]}; waiting for it to come back" if closed else ""
+        self.problem = closed[0] + (f" (and {len(closed) - 1} more)" if len(closed) > 1 else "") if closed else ""
         self.stars_unsettled = 0
         landed = []
         for name, signature in files.items():
@@ -102,18 +102,19 @@ def signature_of(path: Path) -> Signature:
 
 def _files_below(folder: str, without: str, closed: list[str]) -> Iterator[tuple[str, Signature]]:
     """Yield regular stars, stacks and markers; hidden names are somebody's temporaries. Links to folders are not
-    followed (they could form a ring); a file that vanishes meanwhile is passed over. Folders that cannot be listed
-    are added to `closed` with the reason."""
+    followed (they could form a ring); a file that vanishes meanwhile is passed over. Folders that cannot be listed,
+    and names that cannot be used, are added to `closed` with the reason."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        closed.append(f"{folder}: {error.strerror}")
+        closed.insert(0, f"{folder}: {error.strerror}; waiting for it to come back")
         return
     for entry in found:
         if entry.name.startswith(".") or entry.path == without:
             continue
         try:
+            entry.name.encode()
             if entry.is_dir(follow_symlinks=False):
                 yield from _files_below(entry.path, without, closed)
             elif entry.name.endswith((".star", DONE_SUFFIX, *STACK_SUFFIXES)):
@@ -122,6 +123,9 @@ def _files_below(folder: str, without: str, closed: list[str]) -> Iterator[tuple
                     yield entry.path, (status.st_ino, status.st_size, status.st_mtime_ns)
         except FileNotFoundError:
             continue
+        except (OSError, UnicodeEncodeError) as error:
+            # A ring of links, a name that is no UTF-8: one odd entry is told and stops nothing else.
+            closed.append(f"{entry.path!a}: passed over: {getattr(error, 'strerror', None) or error}; rename or remove it")
 
 
 class FileEvents:

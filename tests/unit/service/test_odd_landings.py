@@ -1,0 +1,35 @@
+"""What lies strangely in a landing folder is told and set aside; the rest goes on."""
+
+import os
+from pathlib import Path
+
+import pytest
+from support.session_bench import Bench, turn
+
+from cesped_stream_service.coordinator import Coordinator
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    bench = Bench(tmp_path)
+    bench.land("good", 5)
+    return bench
+
+
+def turns(core: Coordinator, bench: Bench, many: int = 8) -> None:
+    for _ in range(many):
+        turn(core, bench.clock, [])
+
+
+def test_names_that_are_no_utf8_and_rings_of_links_are_told_and_stop_nothing(bench: Bench) -> None:
+    (bench.landing / "ring.star").symlink_to(bench.landing / "ring.star")
+    (bench.landing / "ring.mrcs").symlink_to(bench.landing / "ring.mrcs")
+    os.mkdir(os.fsencode(bench.landing) + b"/d\xe9")
+    Path(os.fsdecode(os.fsencode(bench.landing) + b"/caf\xe9.star")).write_text("data_")
+    core = bench.open()
+    turns(core, bench)
+    status = core.status()
+    assert (status.landed, len(status.problems)) == (5, 1)
+    assert "passed over" in status.problems[0] and "(and 3 more)" in status.problems[0]
+    assert status.model_dump_json()
+    core.close()
