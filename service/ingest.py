@@ -114,6 +114,10 @@ class Ingest:
             except PermanentError as error:
                 self._quarantine_star(reading, str(error))
                 continue
+            except ValueError as error:
+                # A cell that can be read but not written again as a batch's star.
+                self._quarantine_star(reading, f"{path}: {error}")
+                continue
             if busy:
                 self._busy = True
                 return accepted

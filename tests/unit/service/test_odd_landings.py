@@ -33,3 +33,15 @@ def test_names_that_are_no_utf8_and_rings_of_links_are_told_and_stop_nothing(ben
     assert "passed over" in status.problems[0] and "(and 3 more)" in status.problems[0]
     assert status.model_dump_json()
     core.close()
+
+
+def test_a_star_with_a_cell_that_cannot_be_written_again_is_quarantined_with_the_reason(bench: Bench) -> None:
+    bench.land("bad", 3)
+    star = bench.landing / "bad.star"
+    star.write_text(star.read_text().replace("mic_bad.mrc", "\"a\"'b c\""))
+    core = bench.open()
+    turns(core, bench)
+    status = core.status()
+    assert (status.landed, status.quarantined_stars) == (5, 1)
+    assert str(star) in status.problems[0]
+    core.close()
