@@ -125,7 +125,8 @@ def _files_below(folder: str, without: str, closed: list[str]) -> Iterator[tuple
             continue
         except (OSError, UnicodeEncodeError) as error:
             # A ring of links, a name that is no UTF-8: one odd entry is told and stops nothing else.
-            closed.append(f"{entry.path!a}: passed over: {getattr(error, 'strerror', None) or error}; rename or remove it")
+            why = getattr(error, "strerror", None) or error
+            closed.append(f"{entry.path!a}: passed over: {why}; rename or remove it")
 
 
 class FileEvents:
