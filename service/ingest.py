@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,6 +132,9 @@ class Ingest:
             if read is not None:
                 reading.failing_since, reading.problem = None, ""
                 table, reading.prefix = read
+                if len(table) < self._settings.service.batch_rows and isinstance(reading.tables, Generator):
+                    # The last one: close the file now, thousands of stars may wait for their turn or their stacks.
+                    reading.tables.close()
                 return self._accept(reading, [self._part(reading, table, now)], now), True
             reading.tables = None
             reading.cut = _cut(reading)

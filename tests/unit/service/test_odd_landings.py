@@ -45,3 +45,18 @@ def test_a_star_with_a_cell_that_cannot_be_written_again_is_quarantined_with_the
     assert (status.landed, status.quarantined_stars) == (5, 1)
     assert str(star) in status.problems[0]
     core.close()
+
+
+def test_stars_that_wait_for_their_stacks_hold_no_descriptor(bench: Bench) -> None:
+    core = bench.open()
+    turns(core, bench)
+    before = len(os.listdir("/proc/self/fd"))
+    for k in range(30):
+        bench.land_star(f"s{k}", [1, 2])
+    most = 0
+    for _ in range(20):
+        turns(core, bench, 1)
+        most = max(most, len(os.listdir("/proc/self/fd")))
+    assert core.status().waiting_for_stack == 60
+    assert most <= before + 1
+    core.close()
