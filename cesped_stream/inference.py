@@ -32,7 +32,8 @@ class PoseBatch:
     rotation: NDArray[np.float64]
     """`(n, 3, 3)`, image xyz to map xyz."""
     confidence: NDArray[np.float64]
-    """`(n,)`: the probability that the network gives the best pose, the first of `top_probability`."""
+    """`(n,)`: the first of `top_probability`: softmax mass within two grid steps of the best pose or of its symmetry
+    mates. Not calibrated: it ranks particles, it is no probability of being right within so many degrees."""
     top_rotation: NDArray[np.float64]
     """`(n, k, 3, 3)`."""
     top_probability: NDArray[np.float64]

@@ -29,7 +29,7 @@ class PreprocessSettings(Settings):
         0.0,
         ge=0,
         description="Pixels farther than this from the centre are background (normalised to mean 0, std 1); 0 takes "
-        "the inscribed circle, as relion_preprocess does by default.",
+        "the inscribed circle.",
     )
     ctf_correction: CtfCorrection = Field(
         "phase_flip",
@@ -162,8 +162,18 @@ class TrainingSettings(Settings):
         pattern=r"^(C|D)[1-9][0-9]*$|^T$|^O$|^I[1-4]?$",
         description="Point group in RELION's orientation.",
     )
+    alignment: Literal["independent", "shared_reference", "unknown"] = Field(
+        "unknown",
+        description="How the two half-sets of the aligned rows were refined: independent (against a reference of their "
+        "own each, as Refine3D does), shared_reference (Class3D, a consensus), unknown. The half maps of all poses "
+        "that follow are no more independent than that; manifest and reports say which.",
+    )
     augment: AugmentSettings = Field(default_factory=AugmentSettings, description="Augmentations.")
-    init_from: str = Field("", description="Checkpoint folder to start from; shared by both halves, and said so.")
+    init_from: str = Field(
+        "",
+        description="Checkpoint folder to start from; shared by both halves, and said so. Never one that has "
+        "seen these same particles.",
+    )
     imagenet_weights: str = Field(
         "auto",
         description="auto: torchvision's, when they can be had; none; or the path of a .pth/.safetensors file.",

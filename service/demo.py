@@ -38,7 +38,8 @@ from .streaming import StreamProgress, StreamRecord, stream_entry
 STATED_NAME = "simulated.json"
 EMBEDDED_BOX_SIZE = 48
 REAL_SNR = 0.15
-"""About what a ribosome's images have at 8 A/px: 0.05 at 1.5 A/px."""
+REAL_SNR_PIXEL_SIZE_ANGSTROM = 8.0
+"""About what a ribosome's images have, in its own circle, at 8 A/px: 0.05 at 1.5 A/px."""
 
 
 @dataclass
@@ -106,7 +107,8 @@ def simulate(settings: EntrySettings, folder: Path, bars: Progress) -> str:
     volume, pixel_size = _volume(settings)
     task = bars.add_task("simulated", total=settings.num_particles)
     write_entry(folder, volume, pixel_size, settings, on_progress=lambda done: bars.update(task, completed=done))
-    easy = f"; an easy stream, real images have about {REAL_SNR:g}" if settings.snr > 1.3 * REAL_SNR else ""
+    comparable = settings.map is None and pixel_size == REAL_SNR_PIXEL_SIZE_ANGSTROM
+    easy = f"; an easy stream, real images have about {REAL_SNR:g}" if comparable and settings.snr > REAL_SNR else ""
     name = f"Simulated particles of {settings.map.name if settings.map else 'a ribosome (PDB 6ZU5)'}"
     stated = (
         f"box {volume.shape[0]}, {pixel_size:g} Å/px, SNR {settings.snr:g} in the particle circle after "
@@ -137,7 +139,7 @@ def _stream_and_report(
     entry: Entry, settings: StreamCommand, console: Console, bars: Progress, stages: Stages, start: float
 ) -> None:
     plan = plan_replay(entry, settings.replay)
-    session = session_settings(settings, entry.symmetry)
+    session = session_settings(settings, symmetry_of(entry, settings))
     truth = settings.output / "truth"
     shown = _Bars(bars, plan)
     with stages.stage("stream"):
@@ -150,6 +152,16 @@ def _stream_and_report(
         summary = report(entry, settings, session, record, stages, start)
     console.print(summary_table(summary))
     console.print(f"figure: {settings.output / 'figure.png'}   poses: {settings.output / 'poses.star'}")
+
+
+def symmetry_of(entry: Entry, settings: StreamCommand) -> str:
+    """Return the entry's stated symmetry, else `training.symmetry`; InvalidSettingsError where they differ."""
+    given = settings.training.symmetry
+    if entry.symmetry is None:
+        return given
+    if "symmetry" in settings.training.model_fields_set and given != entry.symmetry:
+        raise InvalidSettingsError(f"training.symmetry {given}: {entry.folder} states {entry.symmetry}; leave it out")
+    return entry.symmetry
 
 
 def session_settings(settings: StreamCommand, symmetry: str) -> SessionSettings:
@@ -179,7 +191,7 @@ def report(
     output = settings.output
     exported = [read_star(path) for path in export_star(SessionFolder.of(session).poses, output / "poses.star")]
     truth = read_star(output / "truth" / TRUTH_NAME)
-    comparison = compare(exported, truth, entry.symmetry)
+    comparison = compare(exported, truth, session.training.symmetry)
     manifest = _manifest(record, session)
     stated = _stated(entry.folder)
     facts = _facts(settings, record, manifest, stages, start, stated)

@@ -87,8 +87,10 @@ def unposed_path(output: Path) -> Path:
 
 
 def with_stacks(table: ParticleTable, star: Path, image_root: Path | None) -> ParticleTable:
-    """Return the table with each row's resolved stack in `cestreamStack`, and rlnImageSize (RELION needs it) where it has
-    none. UnreachableFileError names a missing stack."""
+    """Return the table with each row's resolved stack in `cestreamStack`, and rlnImageSize, which RELION needs.
+
+    UnreachableFileError names a missing stack.
+    """
     found: dict[str, str] = {}
     for text in table.column("rlnImageName"):
         name = parse_image_name(text)[1]

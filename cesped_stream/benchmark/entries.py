@@ -24,7 +24,8 @@ class Entry:
     folder: Path
     stars: tuple[Path, ...]
     """One star, or CESPED's two: particles_0.star (half-set 0) and particles_1.star (half-set 1)."""
-    symmetry: str = "C1"
+    symmetry: str | None = None
+    """The point group that info_0.json states; None where there is none."""
 
     def particles(self) -> ParticleTable:
         """Return all rows, half 0 first, with each stack's absolute path in `cestreamStack`.
@@ -42,7 +43,7 @@ class Entry:
 def open_entry(path: Path) -> Entry:
     """Return the entry at `path`: a folder in CESPED's layout, a folder with one star file, or a star file.
 
-    The symmetry is that of info_0.json (`{"symmetry": "C2"}`), C1 where there is none.
+    The symmetry is that of info_0.json (`{"symmetry": "C2"}`), None where there is none.
     """
     if path.is_file():
         return Entry(path.stem, path.parent, (path,))
@@ -62,10 +63,10 @@ def open_entry(path: Path) -> Entry:
     return Entry(path.name, path, stars, _symmetry(path))
 
 
-def _symmetry(folder: Path) -> str:
+def _symmetry(folder: Path) -> str | None:
     info = folder / "info_0.json"
     if not info.is_file():
-        return "C1"
+        return None
     try:
         return str(json.loads(info.read_text())["symmetry"]).upper()
     except (ValueError, KeyError, TypeError) as error:

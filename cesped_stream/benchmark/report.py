@@ -73,6 +73,7 @@ def summarise(comparison: Comparison, facts: RunFacts) -> dict[str, Any]:
         "median_in_plane_error_deg": None if together is None else together.median_in_plane_error_deg,
         "per_half": [] if metrics is None else [asdict(half) for half in metrics.halves],
         "random_predictor_mean_deg": None if metrics is None else metrics.random_mean_deg,
+        "truth_has_confidences": "rlnMaxValueProbDistribution" in comparison.truth,
         "symmetry": comparison.symmetry,
         "half_mode": facts.half_mode,
         "half_independence": facts.independence,
@@ -133,6 +134,7 @@ def _lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     def pair(prefix: str) -> str:
         return f"{number(f'{prefix}_p50_seconds', ' s')} / {number(f'{prefix}_p95_seconds', ' s')}"
 
+    weights = "" if summary["truth_has_confidences"] else " (truth has no confidences)"
     lines = [
         (
             "particles landed (aligned + streamed)",
@@ -144,11 +146,11 @@ def _lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("doubled", f"{summary['doubled']:,}"),
         ("latency, last byte to pose on disk, p50 / p95", pair("latency")),
         ("  landed while a model existed", pair("latency_with_model")),
-        ("training", number("training_seconds", " s", 0)),
+        ("training", number("training_seconds", " s", 0) + _ended_by(summary["training_stopped_by"])),
         ("inference", number("particles_per_second", " particles/s", 0)),
         ("peak memory of any process", number("peak_memory_gigabytes", " GB", 2)),
         ("mean angular error (MAnE)", number("mean_angular_error_deg", "°")),
-        ("weighted mean angular error (wMAnE)", number("weighted_mean_angular_error_deg", "°")),
+        ("weighted mean angular error (wMAnE)", number("weighted_mean_angular_error_deg", "°") + weights),
         ("median angular error", number("median_angular_error_deg", "°")),
     ]
     for values in summary["per_half"]:
@@ -156,10 +158,24 @@ def _lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines += [
         ("within 5° / 15°", f"{_percent(summary['share_within_5_deg'])} / {_percent(summary['share_within_15_deg'])}"),
         ("a random predictor's mean", number("random_predictor_mean_deg", "°")),
-        ("half-sets", f"{summary['half_mode'].replace('_', ' ')}, {summary['half_independence']}"),
+        ("half-sets", half_words(summary)),
         ("total", number("total_seconds", " s", 0)),
     ]
     return lines
+
+
+def half_words(summary: Mapping[str, Any]) -> str:
+    """Return what the half maps of these poses may be called: "gold standard" only for independent halves."""
+    independence = summary["half_independence"].replace("_", " ")
+    if summary["half_mode"] == "cross_half":
+        return "cross half (CESPED's protocol), not gold standard"
+    if independence == "independent":
+        return "gold standard, independent"
+    return f"own half's model, halves {independence}: not gold standard"
+
+
+def _ended_by(stopped_by: str) -> str:
+    return " (cut by its time budget)" if stopped_by == "minutes" else ""
 
 
 def figure_data(
@@ -219,7 +235,7 @@ def _with_landed_stacks(table: ParticleTable, landing: Path) -> ParticleTable:
 
 
 def _subtitle(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    parts = [f"{summary['inferred']:,} streamed particles", f"half-sets: {summary['half_mode'].replace('_', ' ')}"]
+    parts = [f"{summary['inferred']:,} streamed particles", f"half-sets: {half_words(summary)}"]
     median, mean = summary["median_angular_error_deg"], summary["mean_angular_error_deg"]
     if median is not None:
         parts.append(f"angular error: median {median:.1f}°, mean {mean:.1f}°")

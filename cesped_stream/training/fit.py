@@ -1,5 +1,6 @@
 """Both half-models of a session, trained in one job and published together."""
 
+import fcntl
 import hashlib
 import json
 import threading
@@ -13,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from cesped_stream.errors import CespedStreamError, InvalidSettingsError
+from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.model.checkpoint import CheckpointManifest, HalfRecord, load_checkpoint, publish_checkpoint
 from cesped_stream.model.device import pick_device
@@ -64,24 +65,56 @@ def fit_pair(
     either thread, one at a time. Raises TrainingStopped where `should_stop` became true, PermanentError where a half
     has no usable row.
     """
+    with _sole_trainer(work_folder):
+        halves, manifest = _prepare(table, reader, settings, inference, root, work_folder)
+        parallel = pick_device(inference.device).type == "cpu" and torch.get_num_threads() > 1
+        _run_both(halves, on_progress, should_stop, parallel=parallel)
+        why = {half.run.over for half in halves}
+        manifest = manifest.model_copy(
+            update={
+                "halves": {half.half_set: _record(half) for half in halves},
+                "stopped_by": why.pop() if len(why) == 1 else "minutes",
+            }
+        )
+        return publish_checkpoint(checkpoints_folder, manifest, {half.half_set: half.weights() for half in halves})
+
+
+@contextmanager
+def _sole_trainer(work_folder: Path) -> Iterator[None]:
+    """Hold the work folder: an orphan that still writes its last epoch must not share it with the next trainer."""
     work_folder.mkdir(parents=True, exist_ok=True)
+    with open(work_folder / "lock", "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TransientError(f"{work_folder}: another trainer works here; try again when it has ended") from None
+        yield
+
+
+def _prepare(
+    table: ParticleTable,
+    reader: StackReader,
+    settings: TrainingSettings,
+    inference: InferenceSettings,
+    root: Path | None,
+    work_folder: Path,
+) -> tuple[list[HalfTraining], CheckpointManifest]:
+    """Return both halves, resumed where there is a resume point, and the manifest but for what training brings."""
     device = pick_device(inference.device)
-    parallel = device.type == "cpu" and torch.get_num_threads() > 1
+    halves = []
     with intra_op_threads(1):  # also what is prepared: a sum over two threads has other bits than one over one
         table = usable_rows(table, reader, root=root)
         preprocess, pixel_size = network_frame(table, reader, settings.preprocess_settings, root=root)
         start = _start(settings)
-        halves = []
         for half_set in HALVES:
             rows = rows_of_half(table, half_set)
-            preprocessor = Preprocessor(preprocess, pixel_size)
-            model = _seeded_model(settings, half_set, start)
+            images = AlignedImages(rows, reader, Preprocessor(preprocess, pixel_size), root=root)
             halves.append(
                 HalfTraining(
                     half_set,
-                    model,
+                    _seeded_model(settings, half_set, start),
                     rows,
-                    AlignedImages(rows, reader, preprocessor, root=root),
+                    images,
                     split_by_micrograph(rows.micrographs(), settings.validation_fraction, settings.seed),
                     settings,
                     device=device,
@@ -89,20 +122,19 @@ def fit_pair(
                     fingerprint=_fingerprint(rows, settings, start.origin),
                 )
             )
-    _run_both(halves, on_progress, should_stop, parallel=parallel)
     manifest = CheckpointManifest(
         preset=settings.preset,
         model=settings.model_settings,
         preprocess=preprocess,
         network_pixel_size_angstrom=pixel_size,
         symmetry=settings.symmetry,
-        halves={half.half_set: _record(half) for half in halves},
+        halves={},
         origin=start.origin,
         independence=start.independence,
-        stopped_by=halves[0].run.over if halves[0].run.over == halves[1].run.over else "minutes",
+        stopped_by="steps",
         training=settings,
     )
-    return publish_checkpoint(checkpoints_folder, manifest, {half.half_set: half.weights() for half in halves})
+    return halves, manifest
 
 
 def network_frame(
@@ -177,7 +209,7 @@ class Start:
     """Where both halves' weights start from, and what that makes of their independence."""
 
     origin: str
-    independence: Literal["independent", "shared_reference"]
+    independence: Literal["independent", "shared_reference", "unknown"]
     checkpoint: dict[str, torch.Tensor] | None = None
     imagenet: dict[str, torch.Tensor] | None = None
 
@@ -195,7 +227,7 @@ def _start(settings: TrainingSettings) -> Start:
         weights = given.models[0].state_dict()
         return Start(f"checkpoint {given.manifest.checkpoint_id}", "shared_reference", checkpoint=weights)
     imagenet = imagenet_weights(settings.model_settings, settings.imagenet_weights)
-    return Start("random" if imagenet is None else "imagenet", "independent", imagenet=imagenet)
+    return Start("random" if imagenet is None else "imagenet", settings.alignment, imagenet=imagenet)
 
 
 def _seeded_model(settings: TrainingSettings, half_set: int, start: Start) -> Image2Sphere:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -9,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
 from cesped_stream.durable import write_whole
-from cesped_stream.errors import InvalidCheckpointError
 from cesped_stream.imaging.augment import Augmenter
 from cesped_stream.model.image2sphere import Image2Sphere
 from cesped_stream.particles.table import Int64, ParticleTable
@@ -25,6 +25,8 @@ from cesped_stream.so3.targets import symmetric_targets
 from cesped_stream.training.loss import pose_loss
 from cesped_stream.training.rows import AlignedImages, Split
 from cesped_stream.training.schedule import Plateau, cosine_rate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -207,10 +209,9 @@ class HalfTraining:
             with safe_open(self._resume_file, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except Exception as error:
-            raise InvalidCheckpointError(
-                f"{self._resume_file}: not a resume point ({error}); delete it and training starts again"
-            ) from error
+        except (SafetensorError, OSError) as error:
+            logger.warning("resume point unreadable, training starts anew: %s: %s", self._resume_file, error)
+            return
         if metadata.get("fingerprint") != self._fingerprint:
             return
         saved = json.loads(metadata["run"])

@@ -59,7 +59,7 @@ def test_angles_in_one_half_only_are_refused(tmp_path: Path) -> None:
 def test_a_single_star_is_an_entry_with_its_own_rows(tmp_path: Path) -> None:
     write_half(tmp_path, 0)
     entry = open_entry(tmp_path / "particles_0.star")
-    assert (entry.name, entry.symmetry, len(entry.particles())) == ("particles_0", "C1", 3)
+    assert (entry.name, entry.symmetry, len(entry.particles())) == ("particles_0", None, 3)
     assert "rlnRandomSubset" not in entry.particles()
 
 

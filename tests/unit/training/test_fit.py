@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cesped_stream.errors import PermanentError
+from cesped_stream.errors import PermanentError, TransientError
 from cesped_stream.model.checkpoint import load_checkpoint
 from cesped_stream.particles.stacks import StackReader, write_stack
 from cesped_stream.particles.star import read_star, write_star
@@ -33,6 +33,7 @@ SETTINGS = TrainingSettings(
     steps_per_epoch=3,
     warmup_steps=2,
     validation_fraction=0.25,
+    alignment="independent",
 )
 CPU = InferenceSettings(device="cpu")
 
@@ -167,3 +168,32 @@ def test_a_time_budget_that_cut_training_is_said_in_the_manifest(aligned: Partic
     manifest = load_checkpoint(run(aligned, tmp_path, "cut", settings), device=torch.device("cpu")).manifest
     assert manifest.stopped_by == "minutes"
     assert manifest.halves[0].steps == 3
+
+
+def test_the_halves_are_called_no_more_independent_than_their_alignment(aligned: ParticleTable, tmp_path: Path) -> None:
+    unsaid = TrainingSettings.model_validate(SETTINGS.model_dump(exclude={"alignment"}))
+    manifest = load_checkpoint(run(aligned, tmp_path, "unsaid", unsaid), device=torch.device("cpu")).manifest
+    assert manifest.independence == "unknown"
+
+
+def test_a_second_trainer_in_the_same_work_folder_is_refused(aligned: ParticleTable, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def meanwhile(progress: Progress) -> None:
+        if not refused:
+            with pytest.raises(TransientError, match="another trainer works here") as error:
+                run(aligned, tmp_path, "a")
+            refused.append(str(error.value))
+
+    run(aligned, tmp_path, "a", on_progress=meanwhile)
+    assert refused
+
+
+def test_a_torn_resume_point_starts_training_anew(aligned: ParticleTable, tmp_path: Path) -> None:
+    whole = run(aligned, tmp_path, "whole")
+    calls = iter(range(10_000))
+    with pytest.raises(TrainingStopped):
+        run(aligned, tmp_path, "torn", should_stop=lambda: next(calls) >= 13)
+    point = tmp_path / "torn" / "work" / "resume_half_0.safetensors"
+    point.write_bytes(point.read_bytes()[:-100])
+    assert weights(run(aligned, tmp_path, "torn")) == weights(whole)

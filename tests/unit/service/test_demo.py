@@ -1,0 +1,36 @@
+"""What the demo and the replay say of symmetry and half-sets."""
+
+from pathlib import Path
+
+import pytest
+
+from cesped_stream.benchmark.entries import Entry
+from cesped_stream.benchmark.report import half_words
+from cesped_stream.errors import InvalidSettingsError
+from cesped_stream.settings import TrainingSettings
+from cesped_stream_service.demo import symmetry_of
+from cesped_stream_service.stream_settings import ReplayCommand
+
+
+def command(**training: str) -> ReplayCommand:
+    return ReplayCommand(output=Path("o"), entry=Path("e"), training=TrainingSettings.model_validate(training))
+
+
+def test_the_users_symmetry_holds_where_the_entry_states_none() -> None:
+    assert symmetry_of(Entry("e", Path("e"), ()), command(symmetry="D2")) == "D2"
+
+
+def test_the_entrys_symmetry_holds_where_the_user_gives_none_and_another_one_is_refused() -> None:
+    entry = Entry("e", Path("e"), (), "C2")
+    assert symmetry_of(entry, command()) == "C2"
+    with pytest.raises(InvalidSettingsError, match=r"training\.symmetry C1: e states C2"):
+        symmetry_of(entry, command(symmetry="C1"))
+
+
+@pytest.mark.parametrize("mode", ["gold_standard", "cross_half"])
+@pytest.mark.parametrize("independence", ["independent", "shared_reference", "unknown"])
+def test_only_independent_halves_are_called_gold_standard(mode: str, independence: str) -> None:
+    words = half_words({"half_mode": mode, "half_independence": independence})
+    is_gold = mode == "gold_standard" and independence == "independent"
+    assert words.startswith("gold standard") == is_gold
+    assert ("not gold standard" in words) != is_gold
