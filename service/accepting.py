@@ -1,9 +1,7 @@
 """Rows whose stacks are complete become batches: immutable stars first, then one ledger transaction."""
 
-import fnmatch
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from cesped_stream.particles.star import star_bytes
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
 from .finished import joined
-from .ledger import GIVEN, PREDICT, Ledger, StarRecord
+from .ledger import GIVEN, PREDICT, REFERENCE, DeclaredRows, Ledger, StarRecord
 from .session import SessionFolder, boot_id
 from .settings import SessionSettings
 from .watcher import LandedStar, Watcher, signature_of
@@ -39,6 +37,10 @@ _DECLARED_OPTICS = {
     "rlnCtfDataAreCtfPremultiplied": 0.0,
     "rlnCtfDataArePhaseFlipped": 0.0,
 }
+
+OTHER_COLUMNS, OTHER_PIXELS = "declared columns", "pixels"
+OTHER_CTF, OTHER_HALF = "aligned row's declared columns", "aligned row's half-set"
+"""What conflicts; the last two are of aligned rows that would have been references, and name their counters too."""
 
 Identity = tuple[str, int]
 """(resolved stack, index from 0): what a particle is."""
@@ -72,13 +74,26 @@ class AcceptedRows:
     kind: str
 
 
+@dataclass(frozen=True)
+class _First:
+    """What a particle was accepted with; `star_id` 0 is the star in hand, before it has an id."""
+
+    kind: str
+    declared: bytes
+    half: int
+    star_id: int
+
+
 @dataclass
 class _Draft:
-    """What one transaction will add."""
+    """What one transaction will add. A particle has one row in `new` of GIVEN or PREDICT, or is in the ledger; a
+    PREDICT particle may have one more row, of REFERENCE."""
 
-    new: dict[str, list[tuple[ReadyRows, int]]] = field(default_factory=lambda: {GIVEN: [], PREDICT: []})
+    new: dict[str, list[tuple[ReadyRows, int]]] = field(default_factory=lambda: {GIVEN: [], PREDICT: [], REFERENCE: []})
     place: dict[Identity, tuple[int, int]] = field(default_factory=dict)
-    declared: dict[Identity, bytes] = field(default_factory=dict)
+    """Batch and row of each particle; not of its reference."""
+    first: dict[Identity, _First] = field(default_factory=dict)
+    references: set[Identity] = field(default_factory=set)
     duplicates: int = 0
     conflicts: list[tuple[Identity, str]] = field(default_factory=list)
     suspects: dict[str, list[tuple[Identity, tuple[int, int]]]] = field(default_factory=dict)
@@ -99,7 +114,6 @@ class Acceptance:
         step: Step,
     ) -> None:
         self._settings = settings
-        self._landing = Path(os.path.abspath(settings.landing.folder))
         self._folder = folder
         self._ledger = ledger
         self._watcher = watcher
@@ -109,10 +123,8 @@ class Acceptance:
 
     def is_aligned(self, star: Path, table: ParticleTable) -> bool:
         """Return whether the star's rows with angles are given poses: it matches `aligned`, or its tilt varies."""
-        pattern = self._settings.landing.aligned
-        if pattern:
-            name = os.path.relpath(star, self._landing)
-            return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(str(star), pattern)
+        if self._settings.landing.aligned:
+            return self._watcher.is_named_aligned(star)
         posed = table.has_poses()
         return bool(posed.any()) and len(np.unique(table.numbers("rlnAngleTilt")[posed])) > 1
 
@@ -129,9 +141,10 @@ class Acceptance:
         batches: list[tuple[AcceptedRows, ParticleTable, list[Identity]]] = []
         for kind, new in draft.new.items():
             for start in range(0, len(new), self._settings.service.batch_rows):
-                table, identities = _batch_table(new[start : start + self._settings.service.batch_rows])
+                table, identities = _batch_table(new[start : start + self._settings.service.batch_rows], draft.first)
                 write_whole(self._folder.batch_star(next_id), star_bytes(table), step=self._step)
-                draft.place.update({identity: (next_id, k) for k, identity in enumerate(identities)})
+                if kind != REFERENCE:
+                    draft.place.update({identity: (next_id, k) for k, identity in enumerate(identities)})
                 batches.append((AcceptedRows(next_id, len(table), kind), table, identities))
                 next_id += 1
         read = max([record.rows_read, *(number + 1 for rows in ready for number in rows.part.numbers)])
@@ -144,33 +157,60 @@ class Acceptance:
         return [accepted for accepted, _, _ in batches], record
 
     def _sort_out(self, rows: ReadyRows, record: StarRecord, rescan: bool, draft: _Draft) -> None:
-        declared = declared_hashes(rows.part.table)
-        given = rows.part.table.has_poses() & rows.part.aligned
+        table = rows.part.table
+        declared, halves = declared_hashes(table), table.half_sets().tolist()
+        given = table.has_poses() & rows.part.aligned
         known_stacks = {stack: self._ledger.known_stack(stack) for stack in _stacks([rows])}
         changed = {s for s, known in known_stacks.items() if known and known[1] != signature_of(Path(s))}
-        batches: dict[int, tuple[bytes, int]] = {}
+        batches: dict[int, DeclaredRows] = {}
         for k, identity in enumerate(rows.identities):
-            stack, index = identity
-            known = known_stacks[stack]
-            place = self._ledger.find_particle(known[0], index) if known else None
-            if place is None and identity not in draft.declared:
-                draft.declared[identity] = declared[k]
-                draft.new[GIVEN if given[k] else PREDICT].append((rows, k))
+            known = known_stacks[identity[0]]
+            stack_id = known[0] if known else 0
+            if identity not in draft.first and not self._look_up(identity, stack_id, batches, draft):
+                kind = GIVEN if given[k] else PREDICT
+                draft.first[identity] = _First(kind, declared[k], halves[k], 0)
+                draft.new[kind].append((rows, k))
                 continue
-            if place is None:
-                first, same_star = draft.declared[identity], False
-            else:
-                draft.place[identity] = place
-                if place[0] not in batches:
-                    batches[place[0]] = (self._ledger.declared(place[0]), self._ledger.star_of_batch(place[0]))
-                hashes, star_id = batches[place[0]]
-                first, same_star = hashes[8 * place[1] : 8 * place[1] + 8], star_id == record.star_id
-                if stack in changed:
-                    draft.suspects.setdefault(stack, []).append((identity, place))
+            first = draft.first[identity]
+            if identity[0] in changed and identity in draft.place:
+                draft.suspects.setdefault(identity[0], []).append((identity, draft.place[identity]))
+            star_id = first.star_id
+            if given[k] and first.kind == PREDICT and identity not in draft.references:
+                star_id = self._ledger.star_of_reference(stack_id, identity[1])
+                if not star_id:
+                    half = halves[k] if "rlnRandomSubset" in table else first.half
+                    self._refer(rows, k, _First(REFERENCE, declared[k], half, 0), draft)
+                    continue
+            same_star = record.star_id and star_id == record.star_id
             if not (same_star and (rescan or rows.part.numbers[k] < record.rows_read)):
                 draft.duplicates += 1
-            if first != declared[k]:
-                draft.conflicts.append((identity, "declared columns"))
+            if first.declared != declared[k]:
+                draft.conflicts.append((identity, OTHER_COLUMNS))
+
+    def _look_up(self, identity: Identity, stack_id: int, batches: dict[int, DeclaredRows], draft: _Draft) -> bool:
+        """Note in the draft what the ledger knows of a particle; return whether it knows it."""
+        place = self._ledger.find_particle(stack_id, identity[1]) if stack_id else None
+        if place is None:
+            return False
+        batch_id, row = draft.place[identity] = place
+        if batch_id not in batches:
+            batches[batch_id] = self._ledger.declared(batch_id)
+        batch = batches[batch_id]
+        declared = batch.declared[8 * row : 8 * row + 8]
+        draft.first[identity] = _First(batch.kind, declared, batch.halves[row], batch.star_id)
+        return True
+
+    def _refer(self, rows: ReadyRows, k: int, row: _First, draft: _Draft) -> None:
+        """Train on an aligned row of a particle that landed before without a pose, unless it contradicts it."""
+        identity = rows.identities[k]
+        first = draft.first[identity]
+        if row.declared != first.declared:
+            draft.conflicts.append((identity, OTHER_CTF))
+        elif row.half != first.half:
+            draft.conflicts.append((identity, OTHER_HALF))
+        else:
+            draft.references.add(identity)
+            draft.new[REFERENCE].append((rows, k))
 
     def _compare_pixels(self, draft: _Draft) -> None:
         """Where a stack's file changed after its particles were accepted, compare the pixels that are known."""
@@ -185,9 +225,12 @@ class Acceptance:
                     continue
                 _, found = reader.read(Path(stack), np.array([identity[1]], np.int64))
                 if found[0].tobytes() != digest:
-                    draft.conflicts.append((identity, "pixels"))
+                    draft.conflicts.append((identity, OTHER_PIXELS))
             if len(draft.conflicts) == before:
                 draft.verified.append((stack, signature_of(Path(stack))))
+        others = {identity for identity, what in draft.conflicts if what == OTHER_PIXELS}
+        kept = [(rows, k) for rows, k in draft.new[REFERENCE] if rows.identities[k] not in others]
+        draft.new[REFERENCE] = kept
 
     def _note_star(self, record: StarRecord) -> StarRecord:
         self._ledger.put_star(record)
@@ -204,29 +247,31 @@ class Acceptance:
         landed: float,
         draft: _Draft,
     ) -> None:
-        half = table.half_sets()
-        declared = b"".join(draft.declared[identity] for identity in identities)
+        halves = bytes(draft.first[identity].half for identity in identities)
         self._ledger.execute(
-            "INSERT INTO batches VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)",
+            "INSERT INTO batches VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 accepted.batch_id,
                 star_id,
                 len(table),
                 accepted.kind,
-                int((half == 0).sum()),
-                int((half == 1).sum()),
+                halves.count(0),
+                halves.count(1),
                 landed,
                 self._boot,
                 int(self._has_model()),
-                declared,
+                int(accepted.kind == REFERENCE),
+                b"".join(draft.first[identity].declared for identity in identities),
+                halves,
             ),
         )
         stack_ids = {
             stack: self._ledger.stack_id(stack, signature_of(Path(stack)))
             for stack in sorted({stack for stack, _ in identities})
         }
+        particles = "reference_particles" if accepted.kind == REFERENCE else "particles"
         self._ledger.executemany(
-            "INSERT INTO particles VALUES(?, ?, ?, ?)",
+            f"INSERT INTO {particles} VALUES(?, ?, ?, ?)",
             [(stack_ids[stack], index, accepted.batch_id, k) for k, (stack, index) in enumerate(identities)],
         )
 
@@ -234,9 +279,11 @@ class Acceptance:
         if draft.duplicates:
             self._ledger.count("duplicates", draft.duplicates)
         for identity, what in draft.conflicts:
-            self._ledger.execute(
+            noted = self._ledger.execute(
                 "INSERT OR IGNORE INTO conflicts VALUES(?, ?, ?, ?)", (*draft.place[identity], what, str(star.path))
             )
+            if noted.rowcount:
+                self._ledger.count(what)
         for stack, signature in draft.verified:
             self._ledger.execute(
                 "UPDATE stacks SET inode = ?, size = ?, mtime_ns = ? WHERE path = ?", (*signature, stack)
@@ -247,7 +294,9 @@ def _stacks(ready: list[ReadyRows]) -> list[str]:
     return sorted({stack for rows in ready for stack, _ in rows.identities})
 
 
-def _batch_table(new: list[tuple[ReadyRows, int]]) -> tuple[ParticleTable, list[Identity]]:
+def _batch_table(
+    new: list[tuple[ReadyRows, int]], first: dict[Identity, _First]
+) -> tuple[ParticleTable, list[Identity]]:
     tables, identities = [], []
     places: dict[int, tuple[ReadyRows, list[int]]] = {}
     for rows, k in new:
@@ -255,7 +304,7 @@ def _batch_table(new: list[tuple[ReadyRows, int]]) -> tuple[ParticleTable, list[
     for rows, picked in places.values():
         table = rows.part.table.select(picked)
         chosen = [rows.identities[k] for k in picked]
-        half = [str(half_set_to_random_subset(int(h))) for h in table.half_sets()]
+        half = [str(half_set_to_random_subset(first[identity].half)) for identity in chosen]
         stacks = [quote(stack) for stack, _ in chosen]
         tables.append(table.with_columns({"rlnRandomSubset": half, STACK_LABEL: stacks}))
         identities.extend(chosen)

@@ -5,10 +5,11 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from cesped_stream.durable import Step, write_whole
-from cesped_stream.errors import NotSettledError, PermanentError, TransientError
+from cesped_stream.errors import InvalidStarError, NotSettledError, PermanentError, TransientError
 from cesped_stream.particles.star import PrefixChanged, StarPrefix, read_tail, tail_is_blank
 from cesped_stream.particles.table import ParticleTable
 
@@ -147,6 +148,7 @@ class Ingest:
         return accepted, bool(accepted)
 
     def _part(self, reading: _Reading, table: ParticleTable, now: float) -> Part:
+        _require_ctf(reading.star.path, table)
         if not reading.record.aligned and self._acceptance.is_aligned(reading.star.path, table):
             reading.record = replace(reading.record, aligned=True)
         numbers = tuple(range(table.first_row, table.first_row + len(table)))
@@ -276,6 +278,16 @@ def _cut(reading: _Reading) -> str:
     if not tail_is_blank(path, reading.prefix):
         return f"{path}: its last row (after {reading.prefix.num_rows} complete ones) is cut; is it being written?"
     return ""
+
+
+def _require_ctf(path: Path, table: ParticleTable) -> None:
+    """Raise InvalidStarError where the CTF of the rows is not given."""
+    # Whatever the preprocessing does with it: a checkpoint, perhaps of another session, brings its own, and workers
+    # and trainer ask for the CTF and its pixel size of every row.
+    try:
+        table.ctf_parameters()
+    except InvalidStarError as error:
+        raise InvalidStarError(f"{path}: its rows have no complete CTF: {error}") from None
 
 
 def _short(path: str) -> str:

@@ -15,8 +15,11 @@ from typing import Any
 from cesped_stream.durable import Step
 from cesped_stream.errors import PermanentError
 
-SCHEMA_VERSION = 1
-GIVEN, PREDICT = "given", "predict"
+SCHEMA_VERSION = 2
+GIVEN, PREDICT, REFERENCE = "given", "predict", "reference"
+"""Kinds of batches: poses given with the particles; poses to be predicted; poses given later for particles that are to
+be predicted, which training sees and the output does not."""
+ALIGNED_KINDS = (GIVEN, REFERENCE)
 UNPOSED_PLACE = 0
 """Place of rows in unposed.star; shards count from 1."""
 
@@ -33,9 +36,12 @@ CREATE TABLE stars(
 CREATE TABLE batches(
   batch_id INTEGER PRIMARY KEY, star_id INTEGER NOT NULL, num_rows INTEGER NOT NULL, kind TEXT NOT NULL,
   half_0 INTEGER NOT NULL, half_1 INTEGER NOT NULL, landed REAL NOT NULL, boot TEXT NOT NULL,
-  had_model INTEGER NOT NULL, complete INTEGER NOT NULL DEFAULT 0, declared BLOB NOT NULL);
+  had_model INTEGER NOT NULL, complete INTEGER NOT NULL DEFAULT 0, declared BLOB NOT NULL, halves BLOB NOT NULL);
 CREATE INDEX batches_open ON batches(batch_id) WHERE complete = 0;
 CREATE TABLE particles(
+  stack_id INTEGER NOT NULL, image_index INTEGER NOT NULL, batch_id INTEGER NOT NULL, batch_row INTEGER NOT NULL,
+  PRIMARY KEY(stack_id, image_index)) WITHOUT ROWID;
+CREATE TABLE reference_particles(
   stack_id INTEGER NOT NULL, image_index INTEGER NOT NULL, batch_id INTEGER NOT NULL, batch_row INTEGER NOT NULL,
   PRIMARY KEY(stack_id, image_index)) WITHOUT ROWID;
 CREATE TABLE runs(
@@ -91,6 +97,16 @@ class BatchRecord:
     landed: float
     boot: str
     had_model: bool
+
+
+@dataclass(frozen=True)
+class DeclaredRows:
+    """What the rows of a batch were accepted with, and from which star: 8 bytes a row of `declared`, 1 of `halves`."""
+
+    kind: str
+    star_id: int
+    declared: bytes
+    halves: bytes
 
 
 @dataclass(frozen=True)
@@ -243,12 +259,20 @@ class Ledger:
         ).fetchone()
         return (int(row[0]), int(row[1])) if row else None
 
-    def star_of_batch(self, batch_id: int) -> int:
-        return self.scalar("SELECT star_id FROM batches WHERE batch_id = ?", (batch_id,))
+    def star_of_reference(self, stack_id: int, image_index: int) -> int:
+        """Return the star whose aligned row is the reference of a particle, 0 where it has none."""
+        return self.scalar(
+            "SELECT star_id FROM reference_particles JOIN batches USING(batch_id)"
+            " WHERE stack_id = ? AND image_index = ?",
+            (stack_id, image_index),
+        )
 
-    def declared(self, batch_id: int) -> bytes:
-        """Return the declared-column hashes of a batch, 8 bytes a row."""
-        return bytes(self._sql.execute("SELECT declared FROM batches WHERE batch_id = ?", (batch_id,)).fetchone()[0])
+    def declared(self, batch_id: int) -> DeclaredRows:
+        """Return what the rows of a batch declared."""
+        row = self._sql.execute(
+            "SELECT kind, star_id, declared, halves FROM batches WHERE batch_id = ?", (batch_id,)
+        ).fetchone()
+        return DeclaredRows(*row)
 
     def digests(self, batch_id: int) -> dict[int, bytes]:
         """Return the known image digests of a batch: row to 16 bytes."""

@@ -26,7 +26,8 @@ class LandingSettings(Settings):
     aligned: str = Field(
         "",
         description="Path or glob, relative to the landing folder, of the aligned stars; default: rows whose angles "
-        "are present and whose tilt is not constant.",
+        "are present and whose tilt is not constant. Stars of RELION's iterations (*_it000_data.star, halves too) "
+        "are read only where this names them.",
     )
     scan_seconds: float = Field(2.0, gt=0, le=600, description="Time between scans of the landing folder.")
     settle_seconds: float = Field(

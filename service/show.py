@@ -25,6 +25,7 @@ def status_view(status: SessionStatus, *, running: bool) -> RenderableType:
     parts: list[RenderableType] = [title, _particles(status), _work(status)]
     parts.append(_roles(status.roles) if status.roles else Text("no worker or trainer is connected", "dim"))
     parts += [Text(f"! {problem}", "red") for problem in status.problems]
+    parts += [Text(note, "dim") for note in status.notes]
     return Group(*parts)
 
 
@@ -65,6 +66,8 @@ def _work(status: SessionStatus) -> Table:
     table.add_row("rates", f"{status.landed_per_second:.1f} landed/s, {status.posed_per_second:.1f} posed/s")
     table.add_row("latency", f"{_latency(status.latency)}; while a model existed {_latency(status.latency_with_model)}")
     aligned = f"{status.aligned_per_half[0]} + {status.aligned_per_half[1]} of {status.min_aligned_per_half} a half"
+    if any(status.references_per_half):
+        aligned += f", {status.references_per_half[0]} + {status.references_per_half[1]} of known particles"
     table.add_row("aligned", f"{aligned} ({status.half_mode})")
     if status.training is not None:
         table.add_row("training", _training_words(status.training))

@@ -104,7 +104,12 @@ class SessionStatus(_Part):
     refused_results: int
     stars: int
     stars_waiting: int
+    stars_passed_over: int
+    """Stars of RELION's iterations in the landing folder that `landing.aligned` does not name: never read."""
     aligned_per_half: tuple[int, int]
+    """Rows to train on, references included."""
+    references_per_half: tuple[int, int]
+    """Those of them whose particles landed before without poses: no part of landed."""
     min_aligned_per_half: int
     half_mode: str
     training: TrainingStatus | None
@@ -117,3 +122,5 @@ class SessionStatus(_Part):
     latency_with_model: LatencyStatus
     roles: tuple[RoleStatus, ...]
     problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What is as it should be and still good to know."""

@@ -6,9 +6,10 @@ from collections import deque
 
 import numpy as np
 
+from .accepting import OTHER_CTF, OTHER_HALF
 from .finished import NO_CHECKPOINT
 from .leasing import Member, Members
-from .ledger import UNPOSED_PLACE, Ledger
+from .ledger import REFERENCE, UNPOSED_PLACE, Ledger
 from .session import SessionFolder
 from .settings import SessionSettings
 from .status import (
@@ -25,6 +26,15 @@ from .watcher import Watcher
 from .work import Work
 
 RATE_SECONDS = 60.0
+
+UNTRAINED = {
+    OTHER_HALF: "their rlnRandomSubset is not the half-set under which their particles were accepted before (by "
+    "micrograph where that star gave none), so they would leak between the halves; land the aligned star first, or "
+    "give rlnRandomSubset in all stars",
+    OTHER_CTF: "their CTF, optics or micrograph is not what their particles were accepted with; land the aligned star "
+    "first, or give both the same",
+}
+"""Why aligned rows of particles that landed before are not trained on, by what conflicts."""
 
 
 class StatusReport:
@@ -61,7 +71,7 @@ class StatusReport:
         self, work: Work, now: float, paused: str, draining: bool, roles: tuple[RoleStatus, ...], refused_results: int
     ) -> SessionStatus:
         ledger = work.ledger
-        landed = ledger.scalar("SELECT sum(num_rows) FROM batches")
+        landed = ledger.scalar("SELECT sum(num_rows) FROM batches WHERE kind != ?", (REFERENCE,))
         posed = ledger.scalar("SELECT sum(num_rows) FROM runs WHERE place != ?", (UNPOSED_PLACE,))
         given = ledger.scalar("SELECT sum(num_rows) FROM runs WHERE checkpoint_id = ?", (NO_CHECKPOINT,))
         unposed = ledger.scalar("SELECT sum(num_rows) FROM runs WHERE place = ?", (UNPOSED_PLACE,))
@@ -92,7 +102,9 @@ class StatusReport:
             refused_results=refused_results,
             stars=ledger.scalar("SELECT count(*) FROM stars"),
             stars_waiting=work.ingest.stars_in_hand + self._watcher.stars_unsettled,
+            stars_passed_over=self._watcher.stars_passed_over,
             aligned_per_half=work.gate.aligned_per_half(),
+            references_per_half=work.gate.references_per_half(),
             min_aligned_per_half=self._settings.min_aligned_per_half,
             half_mode=self._settings.half_mode,
             training=training,
@@ -105,6 +117,7 @@ class StatusReport:
             latency_with_model=latency_status([entry for entry in work.committer.latencies if entry[2]]),
             roles=roles,
             problems=tuple(self._problems(work, paused)),
+            notes=tuple(self._notes()),
         )
 
     def _problems(self, work: Work, paused: str) -> list[str]:
@@ -113,7 +126,15 @@ class StatusReport:
         problems += [str(row[0]) for row in stars]
         reasons = work.ledger.execute("SELECT batch_id, reason FROM quarantined LIMIT 20").fetchall()
         problems += [f"batch {batch_id} has quarantined rows: {reason}" for batch_id, reason in reasons]
+        problems += [_untrained(work.ledger, what, why) for what, why in UNTRAINED.items()]
         return [problem for problem in problems if problem]
+
+    def _notes(self) -> list[str]:
+        many = self._watcher.stars_passed_over
+        if not many:
+            return []
+        stars = "1 intermediate RELION star" if many == 1 else f"{many} intermediate RELION stars"
+        return [f"{stars} passed over (*_it000_data.star and the like); landing.aligned takes the one it names"]
 
     def _state(
         self,
@@ -196,6 +217,14 @@ def _rows_of(ledger: Ledger, checkpoint_id: str) -> int:
     return ledger.scalar(
         "SELECT sum(num_rows) FROM runs WHERE checkpoint_id = ? AND place != ?", (checkpoint_id, UNPOSED_PLACE)
     )
+
+
+def _untrained(ledger: Ledger, what: str, why: str) -> str:
+    rows = ledger.counter(what)
+    if not rows:
+        return ""
+    seen_in = ledger.execute("SELECT seen_in FROM conflicts WHERE what = ? LIMIT 1", (what,)).fetchone()[0]
+    return f"{rows} aligned rows are not trained on (such as of {seen_in}): {why}"
 
 
 def latency_status(latencies: list[tuple[float, int, bool]]) -> LatencyStatus:

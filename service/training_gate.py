@@ -14,7 +14,7 @@ from cesped_stream.particles.star import star_bytes
 from cesped_stream.particles.table import ParticleTable
 
 from .finished import BatchTables, joined
-from .ledger import GIVEN, Ledger
+from .ledger import ALIGNED_KINDS, REFERENCE, Ledger
 from .messages import TrainingOrder
 from .session import SessionFolder
 from .settings import SessionSettings
@@ -83,8 +83,16 @@ class TrainingGate:
             self._ledger.remember("training requested", "yes")
 
     def aligned_per_half(self) -> tuple[int, int]:
+        """Return how many rows there are to train on, references included."""
+        return self._rows_per_half(ALIGNED_KINDS)
+
+    def references_per_half(self) -> tuple[int, int]:
+        """Return how many of them are references: aligned rows of particles that landed before without poses."""
+        return self._rows_per_half((REFERENCE, REFERENCE))
+
+    def _rows_per_half(self, kinds: tuple[str, str]) -> tuple[int, int]:
         row = self._ledger.execute(
-            "SELECT coalesce(sum(half_0), 0), coalesce(sum(half_1), 0) FROM batches WHERE kind = ?", (GIVEN,)
+            "SELECT coalesce(sum(half_0), 0), coalesce(sum(half_1), 0) FROM batches WHERE kind IN (?, ?)", kinds
         ).fetchone()
         return int(row[0]), int(row[1])
 
@@ -110,7 +118,9 @@ class TrainingGate:
         return True
 
     def _freeze(self, training_id: int) -> None:
-        rows = self._ledger.execute("SELECT batch_id FROM batches WHERE kind = ? ORDER BY batch_id", (GIVEN,))
+        rows = self._ledger.execute(
+            "SELECT batch_id FROM batches WHERE kind IN (?, ?) ORDER BY batch_id", ALIGNED_KINDS
+        )
         batch_ids = [int(row[0]) for row in rows.fetchall()]
         table = in_identity_order(joined([self._tables[batch_id] for batch_id in batch_ids]))
         write_whole(self._folder.training_star(training_id), star_bytes(table), step=self._step)

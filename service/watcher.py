@@ -1,7 +1,9 @@
 """What lies in the landing folder: polling is the truth, file events only make the next scan come sooner."""
 
+import fnmatch
 import logging
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -16,6 +18,9 @@ from .settings import LandingSettings
 logger = logging.getLogger(__name__)
 
 STACK_SUFFIXES = (".mrcs", ".mrc")
+
+INTERMEDIATE_STAR = re.compile(r"_it\d{3}(_half[12])?_data\.star$")
+"""What RELION writes after each iteration of a refinement or classification: poses on their way."""
 
 Signature = tuple[int, int, int]
 """(inode, size, mtime_ns): equal twice means unchanged. Never compared with a clock."""
@@ -39,12 +44,20 @@ class Watcher:
     def __init__(self, settings: LandingSettings, *, without: Path | None = None) -> None:
         """`without` is a folder that is not looked into: the session's own, where it lies in the landing folder."""
         self._root = Path(os.path.abspath(settings.folder))
+        self._aligned = settings.aligned
         self._without = str(without) if without is not None else ""
         self._settle = SettleTracker(settings.settle_seconds)
         self._since: dict[str, tuple[Signature, float]] = {}
         self._settled: set[str] = set()
         self.stars_unsettled = 0
+        self.stars_passed_over = 0
+        """Stars of RELION's iterations that `aligned` does not name."""
         self.problem = ""
+
+    def is_named_aligned(self, star: Path) -> bool:
+        """Return whether the setting `aligned` matches the star's path, as it is or below the landing folder."""
+        names = (os.path.relpath(star, self._root), str(star))
+        return any(fnmatch.fnmatchcase(name, self._aligned) for name in names)
 
     def scan(self, now: float) -> list[LandedStar]:
         """Look at every file once; return the settled stars, in the order in which they landed.
@@ -54,10 +67,13 @@ class Watcher:
         closed: list[str] = []
         files = dict(_files_below(str(self._root), self._without, closed))
         self.problem = closed[0] + (f" (and {len(closed) - 1} more)" if len(closed) > 1 else "") if closed else ""
-        self.stars_unsettled = 0
+        self.stars_unsettled = self.stars_passed_over = 0
         landed = []
         for name, signature in files.items():
             if name.endswith(DONE_SUFFIX):
+                continue
+            if INTERMEDIATE_STAR.search(name) and not self.is_named_aligned(Path(name)):
+                self.stars_passed_over += 1
                 continue
             settled = self.observe(name, signature, now)
             if name.endswith(".star"):

@@ -23,7 +23,7 @@ from .leasing import (
     backoff_seconds,
     is_hopeless,
 )
-from .ledger import GIVEN, Ledger
+from .ledger import ALIGNED_KINDS, GIVEN, REFERENCE, Ledger
 from .messages import Failure, TrainingDone, TrainingProgress
 from .reinfer import Reinference
 from .rolling import PoseFiles
@@ -112,8 +112,9 @@ class Work:
         """Accept the next part of what landed; return whether there may be more."""
         batches = self.ingest.advance(now)
         for accepted in batches:
-            self._add_open_rows(accepted.batch_id)
-            if accepted.kind == GIVEN:
+            if accepted.kind != REFERENCE:
+                self._add_open_rows(accepted.batch_id)
+            if accepted.kind in ALIGNED_KINDS:
                 self.gate.rows_landed(now)
         if self.ingest.marker_seen:
             self.ingest.marker_seen, self.gate.marker_seen = False, True

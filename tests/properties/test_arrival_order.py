@@ -26,6 +26,8 @@ def land(bench: Bench, name: str) -> None:
             bench.land_stack(name, 6)
         case "growing":
             bench.land(name, 8)
+        case "refined":
+            (bench.landing / "refined.star").write_text(star_text("s1", range(1, 10), aligned=True))
 
 
 def export(root: Path, order: list[str], seed: int) -> list[bytes]:
@@ -42,11 +44,15 @@ def export(root: Path, order: list[str], seed: int) -> list[bytes]:
             (bench.landing / "growing.star").write_text(star_text(name, range(1, cut + 1)).rstrip("\n") + "\n")
             for _ in range(int(random.integers(1, 8))):
                 turn(core, bench.clock, roles)
+        if name == "refined":
+            for _ in range(10):
+                turn(core, bench.clock, roles)
         land(bench, name)
         for _ in range(int(random.integers(0, 6))):
             turn(core, bench.clock, roles)
     run_until(core, bench.clock, roles, LANDED)
     assert core.status().duplicates == core.status().conflicts == 0
+    assert sum(core.status().references_per_half) == (9 if "refined" in order else 0)
     core.close()
     return [path.read_bytes() for path in export_star(bench.session / "poses", root / "export.star")]
 
@@ -64,3 +70,13 @@ def expected(root: Path) -> list[bytes]:
 @pytest.mark.parametrize("seed", range(20))
 def test_any_arrival_order_gives_the_same_export(root: Path, expected: list[bytes], seed: int) -> None:
     assert export(root, [str(name) for name in np.random.default_rng(seed).permutation(NAMES)], seed) == expected
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_aligned_rows_of_particles_that_landed_before_change_nothing_in_the_export(
+    root: Path, expected: list[bytes], seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    order = [str(name) for name in random.permutation(NAMES)]
+    order.insert(int(random.integers(order.index("s1") + 1, len(order) + 1)), "refined")
+    assert export(root, order, seed) == expected

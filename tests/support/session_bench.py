@@ -109,17 +109,23 @@ def star_text(
     voltage: float = 300.0,
     defocus: float = 10000.0,
     extra: Sequence[str] = (),
+    halves: str = "odd and even",
 ) -> str:
-    """Return a RELION 3.1 star of some images of one stack; `extra` are more column labels, with fixed values."""
+    """Return a RELION 3.1 star of some images of one stack; `extra` are more column labels, with fixed values.
+
+    `halves`: "odd and even" images are subsets 2 and 1, "swapped" the other way round, "" without rlnRandomSubset.
+    """
     pose = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"] if aligned else []
     ctf = ["rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"]
-    labels = ["rlnImageName", "rlnMicrographName", *ctf, *pose, "rlnRandomSubset", *extra, "rlnOpticsGroup"]
+    subset = ["rlnRandomSubset"] if halves else []
+    labels = ["rlnImageName", "rlnMicrographName", *ctf, *pose, *subset, *extra, "rlnOpticsGroup"]
     head = "\n".join(f"_{label} #{k + 1}" for k, label in enumerate(labels))
     rows = []
     for i in indices:
         angles = [f"{i * 7 % 180:.3f}", f"{10 + i * 3 % 150:.3f}", f"{i % 180:.3f}"] if aligned else []
         cells = [f"{i:06d}@{stack or name}.mrcs", f"mic_{name}.mrc", f"{defocus:.2f}", f"{defocus - 100:.2f}", "12.0"]
-        rows.append(" ".join([*cells, *angles, str(1 + i % 2), *(f"{k + 0.5}" for k in range(len(extra))), "1"]))
+        half = [str(1 + (i + (halves == "swapped")) % 2)] if halves else []
+        rows.append(" ".join([*cells, *angles, *half, *(f"{k + 0.5}" for k in range(len(extra))), "1"]))
     return (
         "\ndata_optics\n\nloop_\n_rlnOpticsGroupName #1\n_rlnOpticsGroup #2\n_rlnVoltage #3\n"
         "_rlnSphericalAberration #4\n_rlnAmplitudeContrast #5\n_rlnImagePixelSize #6\n_rlnImageSize #7\n"

@@ -414,3 +414,29 @@ def test_optics_that_name_another_box_than_the_stack_has_are_refused(bench: Benc
     assert core.status().landed == 0
     assert f"box of {BOX} pixels, optics group 'A' has rlnImageSize {2 * BOX}; correct data_optics" in reasons(bench)
     core.close()
+
+
+def test_stars_of_relions_iterations_are_not_ingested_and_status_says_so_in_words(bench: Bench) -> None:
+    bench.land_stack("s", 4)
+    for name in ("run_it001_data", "run_ct5_it012_half1_data"):
+        (bench.landing / f"{name}.star").write_text(star_text("s", range(1, 5), aligned=True))
+    core = bench.open()
+    turns(core, bench)
+    status = core.status()
+    assert (status.landed, status.stars, status.stars_waiting, status.problems) == (0, 0, 0, ())
+    assert any("2 intermediate RELION stars passed over" in note for note in status.notes)
+    core.close()
+
+
+@pytest.mark.parametrize(("label", "column"), [("rlnDefocusU", "_rlnDefocusU #3"), ("rlnVoltage", "_rlnVoltage #3")])
+def test_a_star_without_its_ctf_is_set_aside_by_name_and_gives_no_row(bench: Bench, label: str, column: str) -> None:
+    bench.land("s", 2)
+    star = bench.landing / "s.star"
+    star.write_text(star.read_text().replace(column, f"_rlnSomething #{column[-1]}"))
+    core = bench.open()
+    turns(core, bench)
+    status = core.status()
+    assert (status.landed, status.quarantined_stars) == (0, 1)
+    assert str(star) in status.problems[0] and label in status.problems[0]
+    assert label in reasons(bench)
+    core.close()

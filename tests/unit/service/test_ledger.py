@@ -15,8 +15,8 @@ def opened(folder: Path) -> Ledger:
 
 def put_batch(ledger: Ledger, batch_id: int, num_rows: int, kind: str = PREDICT) -> None:
     ledger.execute(
-        "INSERT INTO batches VALUES(?, 1, ?, ?, 0, 0, 0.0, '', 0, 0, ?)",
-        (batch_id, num_rows, kind, b"12345678" * num_rows),
+        "INSERT INTO batches VALUES(?, 1, ?, ?, 0, 0, 0.0, '', 0, 0, ?, ?)",
+        (batch_id, num_rows, kind, b"12345678" * num_rows, b"1" * num_rows),
     )
 
 

@@ -42,6 +42,39 @@ def test_hidden_names_fifos_and_other_files_are_passed_over(tmp_path: Path, watc
     assert watcher.scan(200.0) == [] and watcher.stars_unsettled == 0
 
 
+INTERMEDIATE = (
+    "run_it001_data.star",
+    "run_ct5_it012_data.star",
+    "run_it003_half1_data.star",
+    "job_it025_half2_data.star",
+)
+FINAL = ("run_data.star", "run_ct5_data.star", "run_it01_data.star", "run_it001_data.star.star", "run_half1_data.star")
+
+
+def test_stars_of_relions_iterations_are_passed_over_and_counted(tmp_path: Path, watcher: Watcher) -> None:
+    for name in (*INTERMEDIATE, *FINAL):
+        (tmp_path / name).write_text("one")
+    watcher.scan(100.0)
+    assert {star.path.name for star in watcher.scan(200.0)} == set(FINAL)
+    assert (watcher.stars_passed_over, watcher.stars_unsettled) == (len(INTERMEDIATE), 0)
+    (tmp_path / INTERMEDIATE[0]).unlink()
+    watcher.scan(201.0)
+    assert watcher.stars_passed_over == len(INTERMEDIATE) - 1
+
+
+@pytest.mark.parametrize(
+    "aligned", ["Class3D/run_it025_data.star", "*/run_it025*", "{folder}/Class3D/run_it025_data.star"]
+)
+def test_an_iterations_star_that_the_setting_names_is_taken(tmp_path: Path, aligned: str) -> None:
+    watcher = Watcher(LandingSettings(folder=tmp_path, aligned=aligned.format(folder=tmp_path)))
+    (tmp_path / "Class3D").mkdir()
+    for name in ("run_it025_data.star", "run_it024_data.star"):
+        (tmp_path / "Class3D" / name).write_text("one")
+    watcher.scan(100.0)
+    assert [star.path.name for star in watcher.scan(200.0)] == ["run_it025_data.star"]
+    assert watcher.stars_passed_over == 1
+
+
 def test_twenty_thousand_files_at_once_are_all_found(tmp_path: Path, watcher: Watcher) -> None:
     for k in range(2000):
         (tmp_path / f"{k}.star").touch()
