@@ -9,12 +9,15 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic_settings import BaseSettings, CliSettingsSource
 
-from cesped_stream.errors import CespedStreamError, InvalidSettingsError
+from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 
 from .resolve import known_keys, resolve, with_absolute_paths
+from .session import SessionBusyError
 from .settings import InferCommand, SessionSettings, TrainCommand
 
 ERROR_EXIT_CODE = 2
+RETRY_EXIT_CODE = 75
+"""sysexits' EX_TEMPFAIL: a mount that is away, a full disk. `run` and systemd start the role again."""
 
 OVERVIEW = """\
 Poses for cryo-EM particles while the microscope is still collecting.
@@ -218,7 +221,8 @@ def _unknown_option(unknown: Sequence[str], arguments: argparse.Namespace) -> Us
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code: 0 done, 2 for an error that the user can act on (one line on stderr)."""
+    """Run a command; return its exit code: 0 done, 2 for an error that the user can act on, 75 for one that a later
+    start may not meet; either says so in one line on stderr."""
     try:
         words = list(sys.argv[1:] if argv is None else argv)
         parser = build_parser(next((word for word in words if not word.startswith("-")), ""))
@@ -236,7 +240,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments._command(arguments))
     except CespedStreamError as error:
         print(f"cesped-stream: error: {error}", file=sys.stderr)
-        return ERROR_EXIT_CODE
+        # Another coordinator runs on the session: starting again and again would not end it.
+        later = isinstance(error, TransientError) and not isinstance(error, SessionBusyError)
+        return RETRY_EXIT_CODE if later else ERROR_EXIT_CODE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

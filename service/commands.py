@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
+from cesped_stream.errors import CespedStreamError, InvalidSettingsError
 from cesped_stream.settings import InferenceSettings
 
 from .cli import session_settings, settings_from
@@ -112,7 +112,7 @@ def stop_command(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments._session)
     reply = ask_running(settings, Control(action="drain"))
     if reply is None:
-        raise TransientError(f"{settings.session}: no coordinator runs here")
+        raise CespedStreamError(f"{settings.session}: no coordinator runs here")
     print(reply.text)
     return 0
 

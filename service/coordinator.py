@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cesped_stream.durable import Step
-from cesped_stream.errors import CespedStreamError, InvalidSettingsError
+from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 
 from .exchange import Exchange, Frames, Outgoing
 from .leasing import Member, Members
@@ -37,6 +37,8 @@ __all__ = ["Coordinator", "Outgoing"]
 
 logger = logging.getLogger(__name__)
 
+DISK_FAULTS = (OSError, sqlite3.Error, TransientError)
+"""What a disk, or a mount that is away, makes of a step; the next one may succeed."""
 FAULT_RETRY_SECONDS = 2.0
 INGEST_SECONDS_PER_TICK = 0.2
 INGEST_PARTS_PER_TICK = 16
@@ -84,8 +86,18 @@ class Coordinator:
         self._outbox: list[Outgoing] = []
         try:
             self._work: Work | None = Work(settings, self.folder, self._watcher, step=step)
+            self._first_status()
         except BaseException:
             self._lock.release()
+            raise
+
+    def _first_status(self) -> None:
+        """Make a status while the ledger is open: what is told if the first turn already meets a bad disk."""
+        assert self._work is not None
+        try:
+            self._status_of(self._work)
+        except BaseException:
+            self._work.close()
             raise
 
     # The shell's interface
@@ -141,9 +153,16 @@ class Coordinator:
         return out
 
     def status(self) -> SessionStatus:
-        """Return what the session is doing now."""
+        """Return what the session is doing now; what it did last where the disk does not tell."""
+        try:
+            return self._status_of(self._work)
+        except DISK_FAULTS as error:
+            self._fault(error)
+            return self._status_of(None)
+
+    def _status_of(self, work: Work | None) -> SessionStatus:
         return self._report.status(
-            self._work,
+            work,
             self._now(),
             paused=self._pause_reason,
             draining=self._draining,
@@ -172,11 +191,11 @@ class Coordinator:
         """Do what the command line asks for; also without any socket, on a session where nothing runs."""
         try:
             text = self._control(message)
-        except CespedStreamError as error:
-            return ControlReply(action=message.action, ok=False, text=str(error))
-        except (OSError, sqlite3.Error) as error:
+        except DISK_FAULTS as error:
             self._fault(error)
             return ControlReply(action=message.action, ok=False, text=self._pause_reason)
+        except CespedStreamError as error:
+            return ControlReply(action=message.action, ok=False, text=str(error))
         status = self.status().model_dump_json() if message.action == "status" else ""
         return ControlReply(action=message.action, ok=True, text=text, status=status)
 
@@ -238,15 +257,22 @@ class Coordinator:
         if isinstance(message, Goodbye):
             return []
         if isinstance(message, Result | Failure) and self._work is not None:
-            return [Outgoing(peer, self._exchange.late(self._work, message.lease_id)), Outgoing(peer, HelloAgain())]
+            lease_id = message.lease_id
+            late = self._guarded(lambda work: [Outgoing(peer, self._exchange.late(work, lease_id))])
+            return [*late, Outgoing(peer, HelloAgain())]
         return [Outgoing(peer, HelloAgain())]
 
     def _part_with(self, member: Member, now: float, *, fault: bool) -> None:
         """Forget a role and give its rows back."""
         if self._exchange.training_owner == member.incarnation:
             self._exchange.training_owner = ""
+
+        def give_back(work: Work) -> list[Outgoing]:
+            work.give_back(member, now, fault=fault)
+            return []
+
         if self._work is not None:
-            self._work.give_back(member, now, fault=fault)
+            self._guarded(give_back)
         self._members.remove(member.incarnation)
 
     # Turns
@@ -294,7 +320,7 @@ class Coordinator:
         assert self._work is not None
         try:
             return act(self._work)
-        except (OSError, sqlite3.Error) as error:
+        except DISK_FAULTS as error:
             self._fault(error)
             return []
 
@@ -310,7 +336,7 @@ class Coordinator:
         """Start again from the disk, and tell the roles which of their results are there and which are not."""
         try:
             work = Work(self._settings, self.folder, self._watcher, step=self._step)
-        except (OSError, sqlite3.Error) as error:
+        except DISK_FAULTS as error:
             self._pause_reason = f"cannot open the session: {error}"
             self._resume_at = self._now() + FAULT_RETRY_SECONDS
             return []
