@@ -23,6 +23,7 @@ from .messages import (
     HelloAgain,
     Idle,
     Ready,
+    Refused,
     Result,
     Welcome,
 )
@@ -123,7 +124,8 @@ class Coordinator:
         self, member: Member, peer: bytes, message: AnyMessage, frames: Frames, now: float
     ) -> list[Outgoing]:
         if isinstance(message, Heartbeat):
-            self._members.heartbeat(message, now)
+            if self._members.heartbeat(message, now) and self._work is not None:
+                self._work.leases.extend(member, now)
             return []
         member.peer = peer
         if isinstance(message, Goodbye):
@@ -247,6 +249,9 @@ class Coordinator:
     # Messages
 
     def _hello(self, peer: bytes, message: Hello, now: float) -> list[Outgoing]:
+        if self._members.is_replaced(message.incarnation):
+            reason = f"another {message.role} has the name {message.name!r} now; give each its own with --name"
+            return [Outgoing(peer, Refused(reason=reason))]
         for former in self._members.hello(peer, message, now):
             self._part_with(former, now, fault=True)
         welcome = Welcome(session=str(self.folder.root), heartbeat_seconds=self._settings.service.heartbeat_seconds)

@@ -101,6 +101,9 @@ class Exchange:
         if member.role == "trainer":
             return self._training_order(work, member, now) or idle
         settings = self._settings
+        if member.lease is not None and work.leases.get(member.lease.lease_id) is not None:
+            # It asks again: the answer to its last question was late or lost.
+            return member.lease
         rows = lease_rows(settings.service, settings.inference.batch_size, member.particles_per_second)
         checkpoint = work.checkpoint
         if checkpoint is None:
@@ -108,7 +111,7 @@ class Exchange:
         lease = work.leases.grant(work.pending, checkpoint.checkpoint_id, member, rows, now)
         if lease is None:
             return idle
-        return Lease(
+        member.lease = Lease(
             lease_id=lease.lease_id,
             batch_id=lease.span.batch_id,
             batch_star=str(self._folder.batch_star(lease.span.batch_id)),
@@ -118,6 +121,7 @@ class Exchange:
             checkpoint_id=lease.checkpoint_id,
             expires_seconds=settings.service.lease_expiry_seconds,
         )
+        return member.lease
 
     def _training_order(self, work: Work, member: Member, now: float) -> AnyMessage | None:
         order = work.gate.order()
@@ -132,9 +136,11 @@ class Exchange:
             self._waiting[message.lease_id] = member.peer
             return []
         lease = work.leases.get(message.lease_id)
-        if lease is None or lease.incarnation != member.incarnation or lease.checkpoint_id != message.checkpoint_id:
+        if lease is None or lease.incarnation != member.incarnation:
             return [Outgoing(member.peer, self.late(work, message.lease_id))]
         problem = wrong_with(frames, lease.span.num_rows)
+        if lease.checkpoint_id != message.checkpoint_id:
+            problem = f"poses of checkpoint {message.checkpoint_id!a:.80}, the lease is for {lease.checkpoint_id}"
         work.leases.remove(lease, member)
         if problem:
             work.failed(lease.span, f"a result that is none: {problem}", transient=False, row=-1, now=now)

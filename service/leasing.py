@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .ledger import Ledger
-from .messages import Heartbeat, Hello
+from .messages import Heartbeat, Hello, Lease
 from .settings import ServiceSettings
 
 SILENT_HEARTBEATS = 6
@@ -54,6 +54,8 @@ class Member:
     progress: int = 0
     particles_per_second: float = 0.0
     lease_ids: set[int] = field(default_factory=set)
+    lease: Lease | None = None
+    """What it was told of its last lease."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Members:
     def __init__(self, settings: ServiceSettings) -> None:
         self._silence_seconds = SILENT_HEARTBEATS * settings.heartbeat_seconds
         self._members: dict[str, Member] = {}
+        self._replaced: set[str] = set()
 
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._members.values()))
@@ -85,6 +88,7 @@ class Members:
             for member in self
             if (member.role, member.name) == (message.role, message.name) and member.incarnation != message.incarnation
         ]
+        self._replaced.update(member.incarnation for member in former)
         known = self._members.get(message.incarnation)
         if known is not None:
             known.peer, known.last_heard = peer, now
@@ -94,10 +98,18 @@ class Members:
             )
         return former
 
-    def heartbeat(self, message: Heartbeat, now: float) -> None:
+    def is_replaced(self, incarnation: str) -> bool:
+        """Return whether a newer role took this one's name: of two, the newer stays."""
+        return incarnation in self._replaced
+
+    def heartbeat(self, message: Heartbeat, now: float) -> bool:
+        """Note a heartbeat; return whether its role made progress since the last one."""
         member = self._members.get(message.incarnation)
-        if member is not None:
-            member.last_heard, member.says, member.progress = now, message.state, message.progress
+        if member is None:
+            return False
+        risen = message.progress > member.progress
+        member.last_heard, member.says, member.progress = now, message.state, message.progress
+        return risen
 
     def silent(self, now: float) -> list[Member]:
         return [member for member in self if now - member.last_heard > self._silence_seconds]
@@ -179,6 +191,13 @@ class Leases:
         self._in_hand[lease.lease_id] = lease
         member.lease_ids.add(lease.lease_id)
         return lease
+
+    def extend(self, member: Member, now: float) -> None:
+        """Let what a worker holds expire later: it makes progress, if slowly."""
+        for lease_id in member.lease_ids:
+            if (lease := self._in_hand.get(lease_id)) is not None:
+                expires = now + self._settings.lease_expiry_seconds
+                self._in_hand[lease_id] = replace(lease, expires=expires)
 
     def get(self, lease_id: int) -> LeaseInHand | None:
         return self._in_hand.get(lease_id)

@@ -171,6 +171,13 @@ class HelloAgain(Message):
     kind: Literal["hello_again"] = "hello_again"
 
 
+class Refused(Message):
+    """The coordinator does not work with this role, and a repeat would not change that: it ends, saying why."""
+
+    kind: Literal["refused"] = "refused"
+    reason: Text
+
+
 ControlAction = Literal["status", "reinfer", "requeue", "train", "drain", "stop"]
 
 
@@ -208,6 +215,7 @@ AnyMessage = Annotated[
     | TrainingDone
     | Goodbye
     | HelloAgain
+    | Refused
     | Control
     | ControlReply,
     Field(discriminator="kind"),

@@ -13,7 +13,9 @@ from typing import Literal
 
 import zmq
 
-from .messages import AnyMessage, Goodbye, Heartbeat, Hello, HelloAgain, Welcome
+from cesped_stream.errors import InvalidSettingsError
+
+from .messages import AnyMessage, Goodbye, Heartbeat, Hello, HelloAgain, Refused, Welcome
 from .process import Activity, ParentWatch, StopRequest, Systemd
 from .settings import SessionSettings
 from .sockets import Link, coordinator_at_role, link_of
@@ -102,7 +104,10 @@ class Conversation:
         return self._send(message, None)
 
     def receive(self, seconds: float) -> AnyMessage | None:
-        """Return the next valid message, or None after so long; an invalid one is counted and dropped."""
+        """Return the next valid message, or None after so long; an invalid one is counted and dropped.
+
+        Raises InvalidSettingsError where the coordinator does not work with this role.
+        """
         self._activity.turned()
         if not self._socket.poll(int(seconds * 1000)):
             return None
@@ -114,6 +119,9 @@ class Conversation:
             return None
         if isinstance(message, HelloAgain):
             self._welcomed = False
+        if isinstance(message, Refused):
+            self._welcomed = False
+            raise InvalidSettingsError(f"{self._identity.role} {self._identity.name}: refused: {message.reason}")
         return message
 
     def greet(self) -> bool:

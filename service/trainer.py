@@ -142,7 +142,11 @@ def _carry_out(
     logger.info("training begins", extra={"training_id": order.training_id, "threads": threads})
     with ThreadPoolExecutor(1, "training") as pool:
         running = pool.submit(train)
-        _talk_while(running, latest, order, talk, identity)
+        try:
+            _talk_while(running, latest, order, talk, identity)
+        except BaseException:
+            stop.ask()  # or the pool waits for the training's end
+            raise
     return _tell_outcome(running, order, talk, identity)
 
 

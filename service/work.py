@@ -126,7 +126,9 @@ class Work:
             if now > lease.expires:
                 logger.warning("lease expired", extra={"lease_id": lease.lease_id})
                 self.leases.remove(lease, members.get(lease.incarnation))
-                self._put_back(after_loss(lease.span), "its leases expired", now)
+                # Its worker beats on, without progress: that says nothing against the rows.
+                span = lease.span if members.get(lease.incarnation) is not None else after_loss(lease.span)
+                self._put_back(span, "its leases expired", now)
 
     def give_back(self, member: Member, now: float, *, fault: bool) -> None:
         """Give back what a role holds; `fault`: it did not say goodbye."""

@@ -143,23 +143,26 @@ def _work_until_stopped(
     worker: Worker, talk: Conversation, identity: Identity, activity: Activity, stop: StopRequest
 ) -> int:
     leases: deque[Lease] = deque()
+    seen: set[int] = set()
     while not stop.asked():
-        activity.state = "asking for work"
-        reply: AnyMessage | None
-        if leases:
-            reply = leases.popleft()
-        else:
+        reply: AnyMessage | None = None
+        if not leases:
+            activity.state = "asking for work"
             ready = Ready(incarnation=identity.incarnation, particles_per_second=worker.particles_per_second)
             reply = talk.ask(ready, Lease, Idle)
-        # A Ready that was sent twice may have brought two leases: each is worked on, none is left to expire.
-        leases.extend(message for message in talk.unasked if isinstance(message, Lease))
+        # A Ready that was sent twice brings its lease twice; one that is done or queued is not done again.
+        for message in (reply, *talk.unasked):
+            if isinstance(message, Lease) and message.lease_id not in seen:
+                seen.add(message.lease_id)
+                leases.append(message)
         talk.unasked.clear()
-        if isinstance(reply, Idle):
+        if leases:
+            if not _answer(worker, leases.popleft(), talk, identity, activity, stop):
+                return 1
+        elif isinstance(reply, Idle):
             activity.state = "idle"
             activity.turned()
             stop.wait(reply.retry_seconds)
-        elif isinstance(reply, Lease) and not _answer(worker, reply, talk, identity, activity, stop):
-            return 1
     return 0
 
 

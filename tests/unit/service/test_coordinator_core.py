@@ -113,10 +113,11 @@ def test_results_are_committed_together_while_others_are_out_and_at_once_when_no
     core = bench.open()
     first = leased(bench, core)
     assert [ack.lease_id for ack in answer(core, first)] == [first.lease_id], "none is out"
-    second, third = ready(core), ready(core)
+    hello(core, "w2", "worker 2")
+    second, third = ready(core), ready(core, "w2")
     assert isinstance(second, Lease) and isinstance(third, Lease)
     assert answer(core, second) == [], "one is out"
-    assert [ack.lease_id for ack in answer(core, third)] == [second.lease_id, third.lease_id]
+    assert [ack.lease_id for ack in answer(core, third, "w2")] == [second.lease_id, third.lease_id]
     core.close()
 
 
@@ -192,7 +193,9 @@ def test_a_lease_expires_though_heartbeats_go_on(bench: Bench) -> None:
 def test_a_restarted_coordinator_asks_for_a_greeting_and_never_gives_a_lease_id_twice(bench: Bench) -> None:
     bench.land("s", 20)
     core = bench.open()
-    seen = {leased(bench, core).lease_id, leased(bench, core).lease_id}
+    first = leased(bench, core)
+    answer(core, first)
+    seen = {first.lease_id, leased(bench, core).lease_id}
     crash(core)
     core = bench.open()
     assert tell(core, b"w1", Ready(incarnation="w1")) == [HelloAgain()]
@@ -206,7 +209,9 @@ def test_leases_are_sized_by_the_workers_rate_in_whole_inference_batches(tmp_pat
     bench = Bench(tmp_path, checkpoint=str(fake_checkpoint(tmp_path / "given")), service={"batch_rows": 500})
     bench.land("s", 300)
     core = bench.open()
-    assert leased(bench, core).num_rows == 4
+    first = leased(bench, core)
+    assert first.num_rows == 4
+    answer(core, first)
     reply = ready(core, rate=2.3)
     assert isinstance(reply, Lease) and reply.num_rows == 20
     core.close()
@@ -371,14 +376,15 @@ def test_a_reinfer_commits_the_results_in_hand_first_and_takes_back_the_leases_o
     bench.land("s", 7)
     core = bench.open()
     first = leased(bench, core)
-    second = ready(core)
+    hello(core, "w2", "worker 2")
+    second = ready(core, "w2")
     assert isinstance(second, Lease)
     result, frames = result_of(first, "w1", StackReader())
     core.handle(b"w1", result, frames)
     fake_checkpoint(bench.session / "checkpoints", "i2s-00000000000b")
     assert core.request_reinfer("i2s-00000000000b") == 1
     assert [out.message for out in core.tick()] == [Ack(lease_id=first.lease_id, accepted=True)]
-    assert [ack.accepted for ack in answer(core, second)] == [False]
+    assert [ack.accepted for ack in answer(core, second, "w2")] == [False]
     run_until(core, bench.clock, [FakeWorker()], 7)
     tables = [read_star(path) for path in (bench.session / "poses").glob("poses*.star")]
     assert sorted(r for t in tables for r in t.column("cestreamRevision")) == ["0"] * 3 + ["1"] * 4

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from cesped_stream.errors import InvalidSettingsError
 from cesped_stream_service.messages import (
     Ack,
     AnyMessage,
@@ -17,6 +18,7 @@ from cesped_stream_service.messages import (
     Idle,
     Lease,
     Ready,
+    Refused,
     Welcome,
 )
 from cesped_stream_service.peer import Conversation, HeartbeatThread, Identity
@@ -116,6 +118,13 @@ def test_reply_about_another_lease_is_kept_and_not_taken_for_the_answer(scene: S
     _, talk, _ = scene(lambda message, heard: [WELCOME] if isinstance(message, Hello) else [late, lease, right])
     assert talk.ask(READY, Ack, lease_id=2) == right
     assert list(talk.unasked) == [late, lease]
+
+
+def test_role_that_is_refused_ends_and_says_why(scene: Scene) -> None:
+    coordinator, talk, _ = scene(lambda message, heard: [Refused(reason="another worker has the name")])
+    with pytest.raises(InvalidSettingsError, match="worker w: refused: another worker has the name"):
+        talk.ask(READY, Idle)
+    assert coordinator.kinds() == ["hello"]
 
 
 def test_stop_ends_the_asking_where_nobody_answers(scene: Scene) -> None:
