@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -373,10 +374,22 @@ class Ledger:
         self._sql.execute("DELETE FROM shards WHERE shard_id = ?", (place,))
 
     def finish_reinfer(self, shard_id: int, checkpoint_id: str) -> None:
-        """Note that a shard's predicted rows come from another checkpoint now, inside a transaction."""
-        self._sql.execute(
-            "UPDATE runs SET checkpoint_id = ? WHERE place = ? AND checkpoint_id != 'none'", (checkpoint_id, shard_id)
-        )
+        """Note which checkpoint a shard's predicted rows come from now, inside a transaction: those staged without
+        cells kept their pose, and its checkpoint."""
+        rows = self._sql.execute("SELECT position FROM staged WHERE shard_id = ? AND cells = ''", (shard_id,))
+        kept = {int(row[0]) for row in rows.fetchall()}
+        for run in self.runs_of(shard_id):
+            if run.checkpoint_id in ("none", checkpoint_id):
+                continue
+            places = range(run.position, run.position + run.num_rows)
+            pieces = [(keeps, len(list(group))) for keeps, group in groupby(places, kept.__contains__)]
+            self._sql.execute("DELETE FROM runs WHERE batch_id = ? AND first_row = ?", (run.batch_id, run.first_row))
+            at = 0
+            for keeps, many in pieces:
+                whose = run.checkpoint_id if keeps else checkpoint_id
+                piece = (run.batch_id, run.first_row + at, many, shard_id, run.position + at, whose)
+                self._sql.execute("INSERT INTO runs VALUES(?, ?, ?, ?, ?, ?)", piece)
+                at += many
         self._sql.execute("DELETE FROM staged WHERE shard_id = ?", (shard_id,))
         self._sql.execute("DELETE FROM reinfers WHERE shard_id = ?", (shard_id,))
 

@@ -155,7 +155,7 @@ class StatusReport:
             return SessionState.WAITING_FOR_ROWS
         if work.checkpoint is None:
             return SessionState.COLLECTING_ALIGNED
-        return SessionState.INFERRING if backlog else SessionState.UP_TO_DATE
+        return SessionState.INFERRING if backlog or work.reinference.shards_left() else SessionState.UP_TO_DATE
 
     def _role(self, member: Member, work: Work | None, now: float) -> RoleStatus:
         leases = [work.leases.get(lease_id) for lease_id in member.lease_ids] if work is not None else []

@@ -166,7 +166,8 @@ class Work:
             "first_row": span.first_row + 1,
             "num_rows": span.num_rows,
             "reason": why,
-            "remedy": f"when the cause is gone: cesped-stream requeue {span.batch_id}",
+            "remedy": "when the cause is gone: "
+            + ("cesped-stream reinfer" if span.shard_id else f"cesped-stream requeue --batch {span.batch_id}"),
         }
         write_whole(self._folder.quarantine / name, json.dumps(reason, indent=1).encode() + b"\n", step=self._step)
         logger.error("rows quarantined", extra={"batch_id": span.batch_id, "rows": span.num_rows, "why": why})

@@ -512,3 +512,31 @@ def test_status_is_written_to_the_session_folder(bench: Bench) -> None:
     assert reply.ok and coordinator_module.SessionStatus.model_validate_json(reply.status).landed == 0
     assert is_done(core, 0)
     core.close()
+
+
+def test_rows_whose_redo_is_given_up_keep_their_checkpoint_and_another_reinfer_redoes_them(tmp_path: Path) -> None:
+    bench = Bench(
+        tmp_path, checkpoint=str(fake_checkpoint(tmp_path / "given", "i2s-00000000000a")), service={"max_attempts": 1}
+    )
+    bench.land("s", 7)
+    core = bench.open()
+    run_until(core, bench.clock, [FakeWorker()], 7)
+    fake_checkpoint(bench.session / "checkpoints", "i2s-00000000000b")
+    assert core.request_reinfer("i2s-00000000000b") == 1
+    assert core.status().state is SessionState.INFERRING
+    fail(core, leased(bench, core), transient=False, row=2)
+    run_until(core, bench.clock, [FakeWorker(incarnation="w2")], 7)
+
+    def checkpoints() -> list[str]:
+        tables = [read_star(path) for path in (bench.session / "poses").glob("poses*.star")]
+        return sorted(c for t in tables for c in t.column("cestreamCheckpoint"))
+
+    assert checkpoints() == ["i2s-00000000000a"] + ["i2s-00000000000b"] * 6
+    status = core.status()
+    assert status.checkpoint is not None and status.checkpoint.rows == 6
+    (reason,) = (bench.session / "quarantine").glob("batch_000001_row_2.json")
+    assert "cesped-stream reinfer" in reason.read_text()
+    assert core.request_reinfer("i2s-00000000000b") == 1
+    run_until(core, bench.clock, [FakeWorker(incarnation="w3")], 7)
+    assert checkpoints() == ["i2s-00000000000b"] * 7
+    core.close()
