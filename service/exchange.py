@@ -27,11 +27,14 @@ from .messages import (
 )
 from .session import SessionFolder
 from .settings import SessionSettings
+from .training_gate import ORDERED
 from .work import Work
 
 logger = logging.getLogger(__name__)
 
 IDLE_RETRY_SECONDS = 0.5
+
+NOT_ITS = "the training was not ordered from this role"
 
 Frames = dict[str, NDArray[Any]]
 
@@ -86,10 +89,11 @@ class Exchange:
             case Failure():
                 return self._failure(work, member, message, now)
             case TrainingProgress():
-                work.training_progress = message
+                if self._owns_training(work, member, message.training_id):
+                    work.training_progress = message
                 return []
             case TrainingDone():
-                return [Outgoing(member.peer, self._training_done(work, message))]
+                return [Outgoing(member.peer, self._training_done(work, member, message))]
         self.refused["unexpected kind"] += 1
         return []
 
@@ -166,9 +170,11 @@ class Exchange:
     def _failure(self, work: Work, member: Member, message: Failure, now: float) -> list[Outgoing]:
         logger.error("role failed", extra={"role": member.role, "lease_id": message.lease_id, "why": message.message})
         if member.role == "trainer":
-            self.training_owner = ""
-            work.training_failed(message, now)
-            return [Outgoing(member.peer, Ack(lease_id=message.lease_id, accepted=True))]
+            owns = self._owns_training(work, member, message.lease_id)
+            if owns:
+                self.training_owner = ""
+                work.training_failed(message, now)
+            return [Outgoing(member.peer, Ack(lease_id=message.lease_id, accepted=owns, reason="" if owns else NOT_ITS))]
         lease = work.leases.get(message.lease_id)
         if lease is None or lease.incarnation != member.incarnation:
             return [Outgoing(member.peer, self.late(work, message.lease_id))]
@@ -180,7 +186,20 @@ class Exchange:
         work.failed(lease.span, why, transient=message.retry_can_help, row=row, now=now)
         return [Outgoing(member.peer, Ack(lease_id=message.lease_id, accepted=True))]
 
-    def _training_done(self, work: Work, message: TrainingDone) -> Ack:
+    def _owns_training(self, work: Work, member: Member, training_id: int) -> bool:
+        """Return whether the role has the training's order; one that trained on while the coordinator was restarted
+        takes it up again."""
+        order = work.gate.order()
+        if member.role != "trainer" or order is None or order.training_id != training_id:
+            return False
+        if self._members.get(self.training_owner) is None:
+            self.training_owner = member.incarnation
+        return self.training_owner == member.incarnation
+
+    def _training_done(self, work: Work, member: Member, message: TrainingDone) -> Ack:
+        open_order = work.gate.state_of(message.training_id) == ORDERED
+        if member.role != "trainer" or (open_order and not self._owns_training(work, member, message.training_id)):
+            return Ack(lease_id=message.training_id, accepted=False, reason=NOT_ITS)
         problem = work.training_done(message)
         if not problem:
             self.training_owner = ""

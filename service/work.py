@@ -303,6 +303,9 @@ class Work:
         if not state:
             return f"training {message.training_id} was never ordered"
         try:
+            if Path(os.path.realpath(message.checkpoint)).parent != Path(os.path.realpath(self._folder.checkpoints)):
+                where = f"{message.checkpoint}: lies not in {self._folder.checkpoints}"
+                raise InvalidCheckpointError(f"{where}; do trainer and coordinator have the same session?")
             found = verify_checkpoint(Path(message.checkpoint))
             if found.checkpoint_id != message.checkpoint_id:
                 raise InvalidCheckpointError(f"{message.checkpoint} holds {found.checkpoint_id}")

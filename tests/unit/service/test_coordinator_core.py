@@ -36,6 +36,7 @@ from cesped_stream_service.messages import (
     Ready,
     TrainingDone,
     TrainingOrder,
+    TrainingProgress,
     Welcome,
 )
 from cesped_stream_service.session import SessionBusyError
@@ -539,4 +540,65 @@ def test_rows_whose_redo_is_given_up_keep_their_checkpoint_and_another_reinfer_r
     assert core.request_reinfer("i2s-00000000000b") == 1
     run_until(core, bench.clock, [FakeWorker(incarnation="w3")], 7)
     assert checkpoints() == ["i2s-00000000000b"] * 7
+    core.close()
+
+
+def test_a_checkpoint_is_taken_only_from_the_trainer_with_the_order_and_from_the_sessions_folder(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path)
+    bench.land("aligned", 8, aligned=True)
+    core = bench.open()
+    for _ in range(8):
+        turn(core, bench.clock, [])
+    hello(core)
+    for name in ("t", "u"):
+        tell(core, name.encode(), Hello(role="trainer", name=name, incarnation=name, pid=1, device="cpu"))
+    order = tell(core, b"t", Ready(incarnation="t"))[0]
+    assert isinstance(order, TrainingOrder)
+    foreign, own = fake_checkpoint(tmp_path / "foreign"), fake_checkpoint(bench.session / "checkpoints")
+
+    def done(incarnation: str, folder: Path) -> Ack:
+        message = TrainingDone(
+            incarnation=incarnation,
+            training_id=order.training_id,
+            checkpoint_id=folder.name,
+            checkpoint=str(folder),
+            seconds=1.0,
+        )
+        reply = tell(core, incarnation.encode(), message)[0]
+        assert isinstance(reply, Ack)
+        return reply
+
+    progress = {"training_id": order.training_id, "step": 5, "max_steps": 9}
+    for incarnation in ("w1", "u"):
+        tell(core, incarnation.encode(), TrainingProgress(incarnation=incarnation, **progress))
+        refused = done(incarnation, own)
+        assert not refused.accepted and "not ordered from this role" in refused.reason
+    training = core.status().training
+    assert training is not None and training.step == 0
+    refused = done("t", foreign)
+    assert not refused.accepted and "lies not in" in refused.reason and core.status().checkpoint is None
+    assert done("t", own).accepted and done("t", own).accepted
+    core.close()
+
+
+def test_a_trainer_that_trained_on_while_the_coordinator_restarted_still_has_the_order(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.land("aligned", 8, aligned=True)
+    core = bench.open()
+    for _ in range(8):
+        turn(core, bench.clock, [])
+    greeting = Hello(role="trainer", name="t", incarnation="t", pid=1, device="cpu")
+    tell(core, b"t", greeting)
+    order = tell(core, b"t", Ready(incarnation="t"))[0]
+    assert isinstance(order, TrainingOrder)
+    crash(core)
+    core = bench.open()
+    tell(core, b"t", greeting)
+    tell(core, b"t", TrainingProgress(incarnation="t", training_id=order.training_id, step=5, max_steps=9))
+    training = core.status().training
+    assert training is not None and training.step == 5
+    tell(core, b"u", Hello(role="trainer", name="u", incarnation="u", pid=1, device="cpu"))
+    assert isinstance(tell(core, b"u", Ready(incarnation="u"))[0], Idle)
     core.close()
