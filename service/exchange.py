@@ -174,7 +174,9 @@ class Exchange:
             if owns:
                 self.training_owner = ""
                 work.training_failed(message, now)
-            return [Outgoing(member.peer, Ack(lease_id=message.lease_id, accepted=owns, reason="" if owns else NOT_ITS))]
+            return [
+                Outgoing(member.peer, Ack(lease_id=message.lease_id, accepted=owns, reason="" if owns else NOT_ITS))
+            ]
         lease = work.leases.get(message.lease_id)
         if lease is None or lease.incarnation != member.incarnation:
             return [Outgoing(member.peer, self.late(work, message.lease_id))]

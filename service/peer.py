@@ -76,6 +76,15 @@ class Conversation:
             self.tell(Goodbye(incarnation=self._identity.incarnation))
         self._socket.close()
 
+    @contextmanager
+    def beside_work(self) -> Iterator[None]:
+        """Within the block talking is no sign of life: another thread works, and its progress alone is."""
+        activity, self._activity = self._activity, Activity("talking")
+        try:
+            yield
+        finally:
+            self._activity = activity
+
     def ask(
         self, message: AnyMessage, *replies: type[AnyMessage], frames: Frames | None = None, lease_id: int | None = None
     ) -> AnyMessage | None:

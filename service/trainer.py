@@ -143,7 +143,8 @@ def _carry_out(
     with ThreadPoolExecutor(1, "training") as pool:
         running = pool.submit(train)
         try:
-            _talk_while(running, latest, order, talk, identity)
+            with talk.beside_work():
+                _talk_while(running, latest, order, talk, identity)
         except BaseException:
             stop.ask()  # or the pool waits for the training's end
             raise

@@ -153,3 +153,16 @@ def test_heartbeat_goes_on_beside_a_busy_thread_and_notices_that_it_is_unknown(t
     beat = coordinator.heard[0]
     assert isinstance(beat, Heartbeat)
     assert (beat.state, beat.progress, beat.incarnation) == ("half 0: step 3 of 9", 0, "i1")
+
+
+def test_talking_beside_a_training_that_hangs_feeds_no_watchdog(scene: Scene) -> None:
+    _, talk, _ = scene(lambda message, heard: [WELCOME] if isinstance(message, Hello) else [])
+    watchdog = Systemd(talk._activity, "")
+    assert talk.greet() and watchdog.ping_if_alive()
+    with talk.beside_work():
+        for _ in range(3):
+            talk.tell(READY)
+            talk.receive(0.01)
+        assert not watchdog.ping_if_alive()
+    talk.receive(0.0)
+    assert watchdog.ping_if_alive()
