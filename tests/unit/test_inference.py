@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from samples.models import TINY
 
 from cesped_stream.errors import NotSettledError
 from cesped_stream.inference import PoseBatch, Predictor
@@ -16,20 +17,9 @@ from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import StackReader, write_stack
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 from cesped_stream.pipeline import infer_table
-from cesped_stream.settings import InferenceSettings, ModelSettings, PreprocessSettings, TrainingSettings
+from cesped_stream.settings import InferenceSettings, PreprocessSettings, TrainingSettings
 from cesped_stream.so3.grids import pose_grid
 
-TINY = ModelSettings(
-    backbone_stages=2,
-    backbone_width=8,
-    stem="small",
-    lmax=2,
-    projector_channels=8,
-    sphere_order=1,
-    s2_channels=2,
-    so3_activation_resolution=3,
-    grid_order=1,
-)
 SIDE = 16
 SETTINGS = InferenceSettings(batch_size=16, top_k=2, device="cpu")
 

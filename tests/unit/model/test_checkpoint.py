@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from samples.models import TINY
 
 from cesped_stream import durable
 from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
@@ -18,19 +19,8 @@ from cesped_stream.model.checkpoint import (
     read_manifest,
 )
 from cesped_stream.model.image2sphere import Image2Sphere
-from cesped_stream.settings import ModelSettings, PreprocessSettings, TrainingSettings
+from cesped_stream.settings import PreprocessSettings, TrainingSettings
 
-TINY = ModelSettings(
-    backbone_stages=2,
-    backbone_width=8,
-    stem="small",
-    lmax=2,
-    projector_channels=8,
-    sphere_order=1,
-    s2_channels=2,
-    so3_activation_resolution=3,
-    grid_order=1,
-)
 CPU = torch.device("cpu")
 
 

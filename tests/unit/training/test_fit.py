@@ -5,26 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from samples.models import TINY
 
 from cesped_stream.errors import PermanentError, TransientError
 from cesped_stream.model.checkpoint import load_checkpoint
 from cesped_stream.particles.stacks import StackReader, write_stack
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
-from cesped_stream.settings import InferenceSettings, ModelSettings, PreprocessSettings, TrainingSettings
+from cesped_stream.settings import InferenceSettings, PreprocessSettings, TrainingSettings
 from cesped_stream.training.fit import Progress, TrainingStopped, fit_pair
 
-TINY = ModelSettings(
-    backbone_stages=2,
-    backbone_width=8,
-    stem="small",
-    lmax=2,
-    projector_channels=8,
-    sphere_order=1,
-    s2_channels=2,
-    so3_activation_resolution=3,
-    grid_order=1,
-)
 SETTINGS = TrainingSettings(
     model=TINY,
     preprocess=PreprocessSettings(image_size=16),
