@@ -28,7 +28,7 @@ from .messages import (
     Welcome,
 )
 from .session import SessionFolder, SessionLock, refuse_network_file_system
-from .settings import SessionSettings
+from .settings import SessionSettings, inference_sha256
 from .status import SessionStatus
 from .status_report import StatusReport
 from .watcher import FileEvents, Watcher
@@ -254,7 +254,12 @@ class Coordinator:
             return [Outgoing(peer, Refused(reason=reason))]
         for former in self._members.hello(peer, message, now):
             self._part_with(former, now, fault=True)
-        welcome = Welcome(session=str(self.folder.root), heartbeat_seconds=self._settings.service.heartbeat_seconds)
+        welcome = Welcome(
+            session=str(self.folder.root),
+            heartbeat_seconds=self._settings.service.heartbeat_seconds,
+            half_mode=self._settings.half_mode,
+            inference_sha256=inference_sha256(self._settings),
+        )
         return [Outgoing(peer, welcome)]
 
     def _stranger(self, peer: bytes, message: AnyMessage) -> list[Outgoing]:

@@ -44,9 +44,14 @@ class Hello(Message):
 
 
 class Welcome(Message):
+    """What the session is; a role whose own settings say otherwise must not work for it."""
+
     kind: Literal["welcome"] = "welcome"
     session: str
     heartbeat_seconds: float
+    half_mode: str
+    inference_sha256: str
+    """Of the inference settings, see `settings.inference_sha256`."""
 
 
 class Ready(Message):

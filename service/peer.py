@@ -6,9 +6,10 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import zmq
@@ -17,7 +18,7 @@ from cesped_stream.errors import InvalidSettingsError
 
 from .messages import AnyMessage, Goodbye, Heartbeat, Hello, HelloAgain, Refused, Welcome
 from .process import Activity, ParentWatch, StopRequest, Systemd
-from .settings import SessionSettings
+from .settings import SessionSettings, inference_sha256
 from .sockets import Link, coordinator_at_role, link_of
 from .wire import Frames, RefusalCount, WireError, decode, encode
 
@@ -59,12 +60,15 @@ class Conversation:
         stop: StopRequest,
         activity: Activity,
         again: threading.Event,
+        check: Callable[[Welcome], None] = lambda welcome: None,
     ) -> None:
+        """`check` raises InvalidSettingsError where the session is not the one that this role is set up for."""
         self._socket = coordinator_at_role(context, link)
         self._identity = identity
         self._stop = stop
         self._activity = activity
         self._again = again
+        self._check = check
         self._welcomed = False
         self.heartbeat_seconds = 1.0
         self.unasked: deque[AnyMessage] = deque()
@@ -146,6 +150,7 @@ class Conversation:
         while time.monotonic() < deadline and not self._stop.at_once():
             reply = self.receive(POLL_SECONDS)
             if isinstance(reply, Welcome):
+                self._check(reply)
                 self._welcomed = True
                 self.heartbeat_seconds = reply.heartbeat_seconds
                 return True
@@ -234,6 +239,21 @@ class HeartbeatThread(threading.Thread):
             logger.warning("message refused", extra={"reason": str(error)})
 
 
+def check_agreement(settings: SessionSettings, welcome: Welcome) -> None:
+    """Raise InvalidSettingsError where a role's settings would make other poses than its session's."""
+    pairs = {
+        "session": (os.path.realpath(settings.session), os.path.realpath(welcome.session)),
+        "half_mode": (settings.half_mode, welcome.half_mode),
+        "inference settings (their sha256)": (inference_sha256(settings), welcome.inference_sha256),
+    }
+    for key, (own, theirs) in pairs.items():
+        if own != theirs:
+            raise InvalidSettingsError(
+                f"{key}: the coordinator has {theirs}, this role has {own}; "
+                f"start it with {welcome.session}/session.toml"
+            )
+
+
 @contextmanager
 def connected(
     settings: SessionSettings, identity: Identity, activity: Activity, stop: StopRequest, *, parent_pid: int
@@ -246,7 +266,15 @@ def connected(
         heartbeat = HeartbeatThread(
             context, link, identity, activity, seconds=seconds, parent=ParentWatch(parent_pid), systemd=systemd
         )
-        talk = Conversation(context, link, identity, stop=stop, activity=activity, again=heartbeat.again)
+        talk = Conversation(
+            context,
+            link,
+            identity,
+            stop=stop,
+            activity=activity,
+            again=heartbeat.again,
+            check=partial(check_agreement, settings),
+        )
         heartbeat.start()
         systemd.ready()
         try:

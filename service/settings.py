@@ -1,5 +1,6 @@
 """Settings of a session: command line > environment > TOML > default. An unknown key is an error."""
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -111,6 +112,12 @@ class SessionSettings(BaseSettings):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     inference: InferenceSettings = Field(default_factory=InferenceSettings)
     service: ServiceSettings = Field(default_factory=ServiceSettings)
+
+
+def inference_sha256(settings: SessionSettings) -> str:
+    """Return a hash of what the poses depend on: the inference settings but where and on how many threads it runs."""
+    text = settings.inference.model_dump_json(exclude={"device", "threads"})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class TrainCommand(BaseSettings):

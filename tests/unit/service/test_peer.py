@@ -4,9 +4,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
+from support.session_bench import Bench
 
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream_service.messages import (
@@ -21,12 +23,13 @@ from cesped_stream_service.messages import (
     Refused,
     Welcome,
 )
-from cesped_stream_service.peer import Conversation, HeartbeatThread, Identity
+from cesped_stream_service.peer import Conversation, HeartbeatThread, Identity, check_agreement
 from cesped_stream_service.process import Activity, ParentWatch, StopRequest, Systemd
+from cesped_stream_service.settings import SessionSettings
 from cesped_stream_service.sockets import Link, roles_at_coordinator
 from cesped_stream_service.wire import decode, encode
 
-WELCOME = Welcome(session="s", heartbeat_seconds=0.25)
+WELCOME = Welcome(session="s", heartbeat_seconds=0.25, half_mode="gold_standard", inference_sha256="00")
 IDENTITY = Identity("worker", "w", "cpu", "i1")
 READY = Ready(incarnation="i1")
 
@@ -123,6 +126,42 @@ def test_reply_about_another_lease_is_kept_and_not_taken_for_the_answer(scene: S
 def test_role_that_is_refused_ends_and_says_why(scene: Scene) -> None:
     coordinator, talk, _ = scene(lambda message, heard: [Refused(reason="another worker has the name")])
     with pytest.raises(InvalidSettingsError, match="worker w: refused: another worker has the name"):
+        talk.ask(READY, Idle)
+    assert coordinator.kinds() == ["hello"]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"session": Path("/elsewhere")}, "session"),
+        ({"half_mode": "cross_half"}, "half_mode"),
+        ({"inference": {"top_k": 7}}, "inference settings"),
+        ({"inference": {"precision": "bfloat16"}}, "inference settings"),
+    ],
+)
+def test_role_whose_settings_differ_from_the_sessions_refuses_to_work(
+    tmp_path: Path, change: dict[str, Any], key: str
+) -> None:
+    bench = Bench(tmp_path)
+    core = bench.open()
+    (out,) = core.handle(b"w", IDENTITY.hello(), {})
+    core.close()
+    assert isinstance(out.message, Welcome)
+    check_agreement(bench.settings, out.message)
+    elsewhere = bench.settings.inference.model_copy(update={"device": "cuda", "threads": 3})
+    check_agreement(bench.settings.model_copy(update={"inference": elsewhere}), out.message)
+    other = SessionSettings(**(bench.settings.model_dump() | change))
+    with pytest.raises(InvalidSettingsError, match=f"^{key}.*this role has .*session.toml"):
+        check_agreement(other, out.message)
+
+
+def test_role_that_is_set_up_for_another_session_never_asks_for_its_work(tmp_path: Path, scene: Scene) -> None:
+    def refuse(welcome: Welcome) -> None:
+        raise InvalidSettingsError(f"half_mode {welcome.half_mode}")
+
+    coordinator, talk, _ = scene(lambda message, heard: [WELCOME])
+    talk._check = refuse
+    with pytest.raises(InvalidSettingsError, match="half_mode gold_standard"):
         talk.ask(READY, Idle)
     assert coordinator.kinds() == ["hello"]
 
