@@ -171,6 +171,10 @@ class Coordinator:
             refused_results=self._exchange.refused["late results"],
         )
 
+    def listens_at(self, endpoint: str) -> None:
+        """Note in the session folder where this coordinator can be asked."""
+        self._lock.note(endpoint)
+
     @property
     def stop_requested(self) -> bool:
         """True after `stop`, and after `drain` once every result in hand is committed."""

@@ -75,6 +75,7 @@ def run_coordinator(
         on_open()
         context: zmq.Context[zmq.Socket[bytes]] = held.enter_context(zmq.Context())
         roles = Roles(held.enter_context(_listening(context, link, held)))
+        core.listens_at(link.endpoint)
         logger.info("coordinator ready", extra={"endpoint": link.endpoint})
         systemd.ready()
         _serve_until_stopped(core, roles, stop, activity, systemd, parent)

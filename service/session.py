@@ -67,6 +67,10 @@ class SessionFolder:
     def status(self) -> Path:
         return self.state / "status.json"
 
+    @property
+    def lock(self) -> Path:
+        return self.state / "coordinator.lock"
+
     def create(self) -> None:
         """Make the folders that are missing; readable by the owner's group as the umask says."""
         for folder in (self.state, self.ledger_folder, self.batches, self.poses, self.checkpoints):
@@ -93,7 +97,7 @@ class SessionLock:
     """Held from construction to `release`, or to the end of the process however it ends."""
 
     def __init__(self, folder: SessionFolder) -> None:
-        path = folder.state / "coordinator.lock"
+        path = folder.lock
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,11 +105,24 @@ class SessionLock:
             holder = os.read(self._descriptor, 4096)
             os.close(self._descriptor)
             raise SessionBusyError(f"{folder.root}: {_holder_in_words(holder)}; stop it first") from None
+        self.note()
+
+    def note(self, endpoint: str = "") -> None:
+        """Write who holds the lock and where it listens, for who is refused and for who wants to ask it."""
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "endpoint": endpoint}
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
 
     def release(self) -> None:
         os.close(self._descriptor)
+
+
+def noted_endpoint(folder: SessionFolder) -> str:
+    """Return where the session's last coordinator listens or listened, "" where that is not known."""
+    try:
+        return str(json.loads(folder.lock.read_bytes())["endpoint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _holder_in_words(text: bytes) -> str:

@@ -21,6 +21,7 @@ import zmq.utils.z85
 
 from cesped_stream.errors import InvalidSettingsError
 
+from .session import SessionFolder, noted_endpoint
 from .settings import SessionSettings
 from .wire import MAX_FRAME_BYTES
 
@@ -97,6 +98,10 @@ def link_of(settings: SessionSettings, *, coordinator: bool) -> Link:
     """
     endpoint = settings.service.endpoint
     if not endpoint:
+        noted = "" if coordinator else noted_endpoint(SessionFolder.of(settings))
+        if noted.startswith("ipc://") and _is_our_socket(Path(noted.removeprefix("ipc://"))):
+            # The coordinator may have another XDG_RUNTIME_DIR: that of its systemd unit, of another login.
+            return Link(noted)
         name = hashlib.sha256(os.fsencode(os.path.abspath(settings.session))).hexdigest()[:16]
         return Link(f"ipc://{runtime_folder() / name}.ipc")
     transport, _, address = endpoint.partition("://")
@@ -113,6 +118,14 @@ def link_of(settings: SessionSettings, *, coordinator: bool) -> Link:
         _check_tcp_address(endpoint)
         return Link(endpoint, _curve_keys(settings, coordinator=coordinator))
     raise InvalidSettingsError(f"service.endpoint {endpoint!r}: it begins with ipc:// or tcp://")
+
+
+def _is_our_socket(path: Path) -> bool:
+    try:
+        folder = path.parent.lstat()
+        return path.is_socket() and folder.st_uid == os.getuid() and not folder.st_mode & 0o077
+    except OSError:
+        return False
 
 
 def _check_tcp_address(endpoint: str) -> None:

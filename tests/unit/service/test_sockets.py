@@ -11,6 +11,7 @@ import zmq
 
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream_service import sockets
+from cesped_stream_service.session import SessionFolder, SessionLock
 from cesped_stream_service.settings import SessionSettings
 from cesped_stream_service.sockets import (
     AllowList,
@@ -53,6 +54,31 @@ def test_default_endpoint_is_ipc_in_a_folder_for_the_user_only(tmp_path: Path, m
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert link_of(session(tmp_path), coordinator=False) == link
     assert link_of(session(tmp_path / "other"), coordinator=True) != link
+
+
+def test_a_coordinator_with_another_runtime_folder_is_found_by_its_note_in_the_session(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = session(tmp_path)
+    folder = SessionFolder.of(settings)
+    folder.create()
+    for name in ("units", "login"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "units"))
+    link = link_of(settings, coordinator=True)
+    lock = SessionLock(folder)
+    lock.note(link.endpoint)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "login"))
+    elsewhere = link_of(settings, coordinator=False)
+    assert elsewhere != link, "nothing listens there"
+    with roles_at_coordinator(context, link) as router:
+        found = link_of(settings, coordinator=False)
+        assert found == link
+        with coordinator_at_role(context, found) as dealer:
+            assert exchanges(router, dealer, deadline_ms=DEADLINE_MS)
+        (tmp_path / "units" / "cesped-stream").chmod(0o755)
+        assert link_of(settings, coordinator=False) == elsewhere, "others could have put it there"
+    lock.release()
 
 
 def test_runtime_folder_too_deep_for_an_ipc_path_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
