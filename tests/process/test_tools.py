@@ -65,7 +65,7 @@ def test_infer_sets_unusable_images_apart_and_names_what_is_missing(
     assert flagged.column("cestreamStatus") == ["nan"]
     (data / "batch.mrcs").unlink()
     capsys.readouterr()
-    assert main(words) == 2
+    assert main(words) == 75, "it may come yet"
     error = capsys.readouterr().err
     assert "batch.mrcs" in error
     assert "Traceback" not in error
