@@ -134,7 +134,7 @@ def _lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     def pair(prefix: str) -> str:
         return f"{number(f'{prefix}_p50_seconds', ' s')} / {number(f'{prefix}_p95_seconds', ' s')}"
 
-    weights = "" if summary["truth_has_confidences"] else " (truth has no confidences)"
+    weights = "" if summary["truth_has_confidences"] else " (weights 1)"
     lines = [
         (
             "particles landed (aligned + streamed)",
