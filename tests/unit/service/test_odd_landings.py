@@ -38,7 +38,7 @@ def test_names_that_are_no_utf8_and_rings_of_links_are_told_and_stop_nothing(ben
 def test_a_star_with_a_cell_that_cannot_be_written_again_is_quarantined_with_the_reason(bench: Bench) -> None:
     bench.land("bad", 3)
     star = bench.landing / "bad.star"
-    star.write_text(star.read_text().replace("mic_bad.mrc", "\"a\"'b c\""))
+    star.write_text(star.read_text().replace("mic_bad.mrc", '"a"\'b c"'))
     core = bench.open()
     turns(core, bench)
     status = core.status()
