@@ -122,13 +122,15 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
 
 
 class TrainingSettings(Settings):
-    """How the trainer fine-tunes one model per half-set. Defaults shown are the `paper` preset's."""
+    """How the trainer fine-tunes one model per half-set. What is not given is the preset's, not the default shown."""
 
     preset: Literal["paper", "small"] = Field(
         "small", description="Model, preprocessing and the defaults of every training setting below."
     )
-    model: ModelSettings | None = Field(None, description="Model settings in place of the preset's.")
-    preprocess: PreprocessSettings | None = Field(None, description="Preprocessing settings in place of the preset's.")
+    model: ModelSettings | None = Field(None, description="Model settings; what is not given is the preset's.")
+    preprocess: PreprocessSettings | None = Field(
+        None, description="Preprocessing settings; what is not given is the preset's."
+    )
     seed: int = Field(0, ge=0, description="Seeds initial weights, batches, augmentation and validation split.")
     batch_size: int = Field(64, ge=1, description="Images per optimiser step.")
     optimizer: Literal["radam", "adamw"] = Field(
@@ -188,6 +190,11 @@ class TrainingSettings(Settings):
         augment = data.get("augment", {})
         if "augment" in preset and isinstance(augment, dict):
             data = {**data, "augment": {**preset["augment"], **augment}}
+        for key, default in zip(
+            ("model", "preprocess"), MODEL_PRESETS.get(data.get("preset", "small"), ()), strict=False
+        ):
+            if isinstance(data.get(key), dict):  # one key given: the others stay the preset's
+                data = {**data, key: {**default.model_dump(), **data[key]}}
         return {**preset, **data}
 
     @property

@@ -230,9 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             raise _unknown_option(unknown, arguments)
         if arguments._version:
-            from importlib.metadata import version
+            from cesped_stream import __version__
 
-            print(version("cesped-stream"))
+            print(__version__)
             return 0
         if not hasattr(arguments, "_command"):
             parser.print_help()

@@ -234,10 +234,14 @@ class Coordinator:
         return self._present().requeue(argument)
 
     def request_training(self) -> str:
-        """Train on all aligned rows that landed so far, as soon as they are enough."""
+        """Train on all aligned rows that landed so far; CespedStreamError where they are not enough."""
         work = self._present()
+        halves, least = work.gate.aligned_per_half(), self._settings.min_aligned_per_half
+        if min(halves) < least:
+            raise CespedStreamError(
+                f"{halves[0]} + {halves[1]} aligned rows, min_aligned_per_half is {least}: start `run` with a lower one"
+            )
         work.gate.request()
-        halves = work.gate.aligned_per_half()
         return f"training on {halves[0]} + {halves[1]} aligned rows is asked for"
 
     def drain(self) -> None:

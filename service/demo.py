@@ -59,6 +59,10 @@ class Stages:
 
 def simulate_command(settings: SimulateCommand, console: Console) -> int:
     """Write a simulated entry; say what it is."""
+    if any(settings.output.glob("particles_*")) and not (settings.output / STATED_NAME).exists():
+        raise InvalidSettingsError(
+            f"output: {settings.output} holds an entry that is not simulated; give another folder"
+        )
     with _bars(console) as bars:
         stated = simulate(settings.simulate, settings.output, bars)
     console.print(f"{settings.output}: {stated}")

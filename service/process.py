@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError
@@ -216,21 +217,39 @@ def trainer_threads(settings: SessionSettings, cores: int, *, workers_busy: bool
     return max(1, min(TRAINING_THREADS, left))
 
 
+SETTINGS_FOR_LIFE = ("half_mode", "landing.folder", "training.symmetry")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def save_settings(settings: SessionSettings) -> Path:
     """Write the resolved settings to `<session>/session.toml`; return the file.
 
-    InvalidSettingsError where the session was begun with another half mode: its poses would not be comparable.
+    InvalidSettingsError where the session was begun with another half mode, landing folder or symmetry: its poses would
+    not be comparable. Whatever else differs from the last start is taken, and logged.
     """
     from .toml import read_toml, toml_text
 
     file = settings.session / "session.toml"
     if file.exists():
-        before = read_toml(file).get("half_mode", settings.half_mode)
-        if before != settings.half_mode:
-            raise InvalidSettingsError(
-                f"half_mode: {file} says {before}, got {settings.half_mode}; a session keeps its half mode, "
-                "start another session"
-            )
+        before = _flat(read_toml(file))
+        after = _flat(settings.model_dump(mode="json", exclude_none=True))
+        pairs = {key: (before.get(key), after.get(key)) for key in before | after}
+        changed = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+        for key in SETTINGS_FOR_LIFE:
+            if key in changed and before.get(key) is not None:
+                what = key.replace(".", " ").replace("_", " ")
+                raise InvalidSettingsError(
+                    f"{key}: {file} says {before[key]}, got {after.get(key)}; a session keeps its {what}, "
+                    "start another session"
+                )
+        for key, (old, new) in changed.items():
+            logger.warning("setting differs from the session's last start", extra={"key": key, "was": old, "is": new})
     settings.session.mkdir(parents=True, exist_ok=True)
     text = "# Resolved settings of this session's last start.\n" + toml_text(
         settings.model_dump(mode="json", exclude_none=True)

@@ -20,10 +20,18 @@ def status_view(status: SessionStatus, *, running: bool) -> RenderableType:
     title = Text.assemble(
         ("session ", "dim"), status.session, "  ", (str(status.state), STATE_STYLE.get(status.state, "yellow"))
     )
-    if not running:
-        title.append("  (no coordinator runs: this is the last status written)", "bold yellow")
+    if status.waiting_for_stack or status.quarantined_stars:
+        title.append(
+            f", {status.waiting_for_stack:,} rows wait for a stack, {status.quarantined_stars} stars set aside"
+        )
     parts: list[RenderableType] = [title, _particles(status), _work(status)]
-    parts.append(_roles(status.roles) if status.roles else Text("no worker or trainer is connected", "dim"))
+    if not running:
+        again = f"no coordinator runs; this is the last status written. cesped-stream run --settings {status.session}"
+        parts.insert(1, Text(f"{again}/session.toml starts it again", "bold yellow"))
+    elif status.roles:
+        parts.append(_roles(status.roles))
+    else:
+        parts.append(Text("no worker or trainer is connected", "dim"))
     parts += [Text(f"! {problem}", "red") for problem in status.problems]
     parts += [Text(note, "dim") for note in status.notes]
     return Group(*parts)
@@ -34,6 +42,8 @@ def status_line(status: SessionStatus) -> str:
     line = f"{status.state}: {status.landed} landed, {status.posed} posed, {status.pending} pending"
     if status.unposed or status.quarantined:
         line += f", {status.unposed} unposed, {status.quarantined} quarantined"
+    if status.waiting_for_stack or status.quarantined_stars:
+        line += f", {status.waiting_for_stack} rows wait for a stack, {status.quarantined_stars} stars set aside"
     if status.training is not None and status.state is SessionState.TRAINING:
         line += f"; {_training_words(status.training)}"
     return line
@@ -41,18 +51,21 @@ def status_line(status: SessionStatus) -> str:
 
 def _particles(status: SessionStatus) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
-    columns = {
+    always = {
         "landed": status.landed,
         "given": status.given,
         "predicted": status.predicted,
         "pending": status.pending,
         "leased": status.leased,
+    }
+    where_there_are_any = {
         "unposed": status.unposed,
         "quarantined": status.quarantined,
-        "waiting for stack": status.waiting_for_stack,
+        "no stack yet": status.waiting_for_stack,
         "duplicates": status.duplicates,
         "conflicts": status.conflicts,
     }
+    columns = always | {name: count for name, count in where_there_are_any.items() if count}
     for name in columns:
         table.add_column(name, justify="right")
     table.add_row(*(f"{count:,}" for count in columns.values()))
@@ -81,7 +94,8 @@ def _work(status: SessionStatus) -> Table:
 
 
 def _training_words(training: TrainingStatus) -> str:
-    words = f"{training.state}, step {training.step} of {training.max_steps}, {training.num_rows:,} rows"
+    steps = f", step {training.step} of {training.max_steps}" if training.max_steps else ""
+    words = f"{training.state}{steps}, {training.num_rows:,} rows"
     if training.validation_error_deg:
         words += ", validation " + " / ".join(f"{error:.1f}" for error in training.validation_error_deg) + " deg"
     return words if training.seconds is None else f"{words}, {training.seconds:.0f} s"

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.inference import Predictor
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader, parse_image_name, read_header
@@ -53,6 +54,8 @@ def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
 
 def infer(settings: InferCommand, console: Console) -> None:
     """Write the poses of a star's particles; rows whose image is unusable go to a second star."""
+    if settings.output.resolve() == settings.star.resolve():
+        raise InvalidSettingsError(f"output: {settings.output} is the input star; give another path")
     torch.set_num_threads(settings.inference.threads or usable_cores())
     predictor = Predictor(settings.checkpoint, settings.inference, settings.half_mode)
     reader = StackReader()

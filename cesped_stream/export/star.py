@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 
 from cesped_stream.conventions import POSE_LABELS
 from cesped_stream.durable import fsync_folder
-from cesped_stream.errors import UnreachableFileError
+from cesped_stream.errors import InvalidSettingsError, UnreachableFileError
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.star import (
     NEUTRAL_VALUES,
@@ -49,8 +49,13 @@ def export_star(
     Rows without a pose go to `<output's stem>_unposed.star` beside it. Columns are the union of all, in one order;
     optics groups are numbered by their sorted content. Returns the files written (the second only where there is such
     a row). A session may go on meanwhile: the export is what was committed when it began. UnreachableFileError where
-    nothing is committed yet.
+    nothing is committed yet, InvalidSettingsError for an output that is a folder or among the poses themselves.
     """
+    if output.is_dir():
+        raise InvalidSettingsError(f"output: {output} is a folder; give the star file's path")
+    if output.resolve().parent == poses_folder.resolve():
+        raise InvalidSettingsError(f"output: {output} lies among the session's own poses; give a path outside")
+    output.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         posed, unposed = _snapshot(poses_folder, held)
         if not posed and not unposed:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cesped_stream.errors import UnreachableFileError
+from cesped_stream.errors import InvalidSettingsError, UnreachableFileError
 from cesped_stream.export.star import export_star
 from cesped_stream.particles.star import read_star
 
@@ -77,7 +77,23 @@ def test_a_shard_sealed_while_the_export_begins_is_neither_lost_nor_doubled(
 
 def test_a_folder_without_poses_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(UnreachableFileError, match="no poses yet"):
-        export_star(tmp_path, tmp_path / "all.star")
+        export_star(tmp_path / "poses", tmp_path / "all.star")
+
+
+def test_an_output_that_would_break_the_session_or_is_a_folder_is_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path / "poses", "poses.star", ["000001@a.mrcs"], "A")
+    before = (tmp_path / "poses" / "poses.star").read_bytes()
+    with pytest.raises(InvalidSettingsError, match="among the session's own poses"):
+        export_star(tmp_path / "poses", tmp_path / "poses" / "poses.star")
+    with pytest.raises(InvalidSettingsError, match="is a folder"):
+        export_star(tmp_path / "poses", tmp_path)
+    assert (tmp_path / "poses" / "poses.star").read_bytes() == before
+
+
+def test_the_outputs_folder_is_made(tmp_path: Path) -> None:
+    write_shard(tmp_path / "poses", "poses.star", ["000001@a.mrcs"], "A")
+    (written,) = export_star(tmp_path / "poses", tmp_path / "new" / "folder" / "all.star")
+    assert len(read_star(written)) == 1
 
 
 def test_an_older_unposed_file_does_not_stay_beside_a_newer_export(tmp_path: Path) -> None:

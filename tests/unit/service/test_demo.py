@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cesped_stream.benchmark.entries import Entry
 from cesped_stream.benchmark.report import half_words
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.settings import TrainingSettings
-from cesped_stream_service.demo import symmetry_of
-from cesped_stream_service.stream_settings import ReplayCommand
+from cesped_stream_service.demo import simulate_command, symmetry_of
+from cesped_stream_service.settings import InferCommand
+from cesped_stream_service.stream_settings import ReplayCommand, SimulateCommand
+from cesped_stream_service.tools import infer
 
 
 def command(**training: str) -> ReplayCommand:
@@ -34,3 +37,18 @@ def test_only_independent_halves_are_called_gold_standard(mode: str, independenc
     is_gold = mode == "gold_standard" and independence == "independent"
     assert words.startswith("gold standard") == is_gold
     assert ("not gold standard" in words) != is_gold
+
+
+def test_simulate_does_not_write_over_an_entry_that_it_did_not_make(tmp_path: Path) -> None:
+    (tmp_path / "particles_0.mrcs").write_bytes(b"someone's only copy")
+    with pytest.raises(InvalidSettingsError, match="not simulated; give another folder"):
+        simulate_command(SimulateCommand(output=tmp_path), Console(quiet=True))
+    assert (tmp_path / "particles_0.mrcs").read_bytes() == b"someone's only copy"
+
+
+def test_infer_does_not_write_over_its_input(tmp_path: Path) -> None:
+    star = tmp_path / "a.star"
+    star.write_text("refined angles")
+    with pytest.raises(InvalidSettingsError, match="is the input star"):
+        infer(InferCommand(checkpoint=tmp_path, star=star, output=tmp_path / "." / "a.star"), Console(quiet=True))
+    assert star.read_text() == "refined angles"

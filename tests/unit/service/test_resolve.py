@@ -159,3 +159,15 @@ def test_toml_text_reads_back_equal(tables: dict[str, Any]) -> None:
 
 def test_read_toml_returns_tables(file: Path) -> None:
     assert read_toml(file)["training"] == {"max_steps": 7}
+
+
+@pytest.mark.parametrize("other", [{"landing": {"folder": "elsewhere"}}, {"training": {"symmetry": "D2"}}])
+def test_a_session_keeps_its_landing_folder_and_symmetry_and_takes_other_changes(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    arguments = {**BASE, "session": str(tmp_path / "s")}
+    save_settings(resolve(SessionSettings, arguments))
+    with pytest.raises(InvalidSettingsError, match=r"(landing\.folder|training\.symmetry): .* start another session"):
+        save_settings(resolve(SessionSettings, {**arguments, **other}))
+    file = save_settings(resolve(SessionSettings, {**arguments, "min_aligned_per_half": 7}))
+    assert read_toml(file)["min_aligned_per_half"] == 7

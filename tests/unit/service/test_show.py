@@ -61,7 +61,17 @@ def test_view_shows_backlog_latency_checkpoint_roles_and_problems(status: Sessio
 
 
 def test_view_says_when_no_coordinator_runs(status: SessionStatus) -> None:
-    assert "no coordinator runs: this is the last status written" in shown(status, running=False)
+    text = shown(status, running=False)
+    assert "no coordinator runs; this is the last status written" in text
+    assert f"cesped-stream run --settings {status.session}/session.toml" in " ".join(text.split())
+    assert "4711" not in text, "a role of a dead session looks alive"
+
+
+def test_rows_that_wait_are_said_beside_the_state(status: SessionStatus) -> None:
+    waiting = status.model_copy(update={"state": "up to date", "waiting_for_stack": 150, "quarantined_stars": 2})
+    words = "150 rows wait for a stack, 2 stars set aside"
+    assert words in " ".join(shown(waiting, running=True).split())
+    assert words in status_line(waiting)
 
 
 def test_line_tells_state_counts_and_training(status: SessionStatus) -> None:

@@ -138,3 +138,14 @@ def test_a_checkpoint_is_verified_by_the_hashes_of_its_manifest(tmp_path: Path) 
     (folder / "half_0.safetensors").unlink()
     with pytest.raises(InvalidCheckpointError, match="incomplete"):
         verify_checkpoint(folder)
+
+
+def test_a_training_that_cannot_start_is_refused_and_not_promised(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, min_aligned_per_half=4)
+    bench.land("one", 3, aligned=True)
+    core = bench.open()
+    turns(core, bench, 10)
+    reply = core.control(Control(action="train"))
+    assert not reply.ok
+    assert "1 + 2 aligned rows, min_aligned_per_half is 4" in reply.text
+    core.close()

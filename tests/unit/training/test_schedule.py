@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from cesped_stream.settings import TrainingSettings
+from cesped_stream.settings import MODEL_PRESETS, TrainingSettings
 from cesped_stream.training.loss import pose_loss
 from cesped_stream.training.schedule import Plateau, cosine_rate
 
@@ -57,3 +57,12 @@ def test_a_preset_fills_only_what_is_unset() -> None:
     )
     assert (mixed.optimizer, mixed.schedule) == ("radam", "cosine")
     assert (mixed.augment.zoom_fraction, mixed.augment.rotation_deg) == (0.2, 180.0)
+
+
+@pytest.mark.parametrize("preset", ["paper", "small"])
+def test_one_key_of_a_presets_model_or_preprocessing_leaves_its_others(preset: str) -> None:
+    given = {"preset": preset, "preprocess": {"crop_angstrom": 300.0}, "model": {"lmax": 5}}
+    settings = TrainingSettings.model_validate(given)
+    model, preprocess = MODEL_PRESETS[preset]
+    assert settings.preprocess_settings == preprocess.model_copy(update={"crop_angstrom": 300.0})
+    assert settings.model_settings == model.model_copy(update={"lmax": 5})
