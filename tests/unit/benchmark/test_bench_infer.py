@@ -6,22 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from samples.models import TINY
 
 from cesped_stream.benchmark import bench_infer
 from cesped_stream.benchmark.bench_infer import figures_table, measure_preset, peak_memory_bytes
-from cesped_stream.settings import MODEL_PRESETS, InferenceSettings, ModelSettings, PreprocessSettings
-
-TINY = ModelSettings(
-    backbone_stages=2,
-    backbone_width=8,
-    stem="small",
-    lmax=2,
-    projector_channels=8,
-    sphere_order=1,
-    s2_channels=2,
-    so3_activation_resolution=3,
-    grid_order=1,
-)
+from cesped_stream.settings import MODEL_PRESETS, InferenceSettings, PreprocessSettings
 
 
 def test_every_stage_has_a_rate_and_the_whole_is_slower_than_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
