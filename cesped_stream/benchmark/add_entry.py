@@ -253,8 +253,8 @@ class _Writer:
         """Copy the images into one stack, in the order of the rows; return the rows' new image names."""
         if len(set(boxes)) > 1:
             raise InvalidStarError(
-                f"{source.table.source}: images of {', '.join(map(str, sorted(set(boxes))))} px cannot share a stack; add "
-                "them by links"
+                f"{source.table.source}: images of {', '.join(map(str, sorted(set(boxes))))} px cannot share a stack; "
+                "add them by links"
             )
         name = f"particles_{source.half_set}.mrcs"
         pixel_size = float(source.table.pixel_sizes_angstrom()[0])
