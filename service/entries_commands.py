@@ -130,8 +130,6 @@ def _add_verify(entries: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from rich.table import Table
-
     from cesped_stream.benchmark.entry_info import line_to_json, list_entries
 
     lines = list_entries(benchmark_root(arguments))
@@ -139,13 +137,11 @@ def _list(arguments: argparse.Namespace) -> int:
         print(json.dumps([line_to_json(line) for line in lines], indent=1))
         return 0
     rows = [_LIST_TITLES, *map(_list_row, lines)]
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for column in list(zip(*rows, strict=True))[:-1]:
-        table.add_column(no_wrap=True, min_width=max(map(len, column)))
-    table.add_column(no_wrap=True)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    console = _console()
     for row in rows:
-        table.add_row(*row)
-    _console().print(table)
+        text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        console.print(text.rstrip(), no_wrap=True, overflow="ellipsis")
     return 0
 
 

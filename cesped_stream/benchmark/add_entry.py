@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
-from cesped_stream.benchmark.entry_folder import HALVES, check_new_name, done_path, entry_lock, mark_added
+from cesped_stream.benchmark.entry_folder import HALVES, check_new_name, disk_errors, done_path, entry_lock, mark_added
 from cesped_stream.conventions import half_set_to_random_subset
 from cesped_stream.durable import rename_durably, write_whole
 from cesped_stream.errors import InvalidEntryError, InvalidSettingsError, InvalidStarError, NotSettledError
@@ -153,7 +153,7 @@ def _add(
 ) -> AddedEntry:
     check_new_name(target)
     group_rotations(symmetry)
-    with StackReader() as reader, entry_lock(target, root) as folder:
+    with StackReader() as reader, entry_lock(target, root) as folder, disk_errors(folder):
         for half in tables:
             _refuse_present(folder, half)
         sources = [_source(half, table, stars[half], particles_root, reader) for half, table in tables.items()]

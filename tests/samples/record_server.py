@@ -164,8 +164,10 @@ def table_of(half: int, num_rows: int, box: int, stack: str) -> ParticleTable:
         *("rlnOriginYAngst", "rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnRandomSubset"),
     )
     rows = [
-        (f"{k + 1:06d}@{stack}", f"mic{k % 3}.mrc", f"{10.5 + 7 * k}", f"{20.25 + 5 * k}", f"{-30.5 + 3 * k}")
-        + (f"{0.5 * k}", f"{-0.25 * k}", f"{12000 + 10 * k}.0", f"{12000 + 10 * k}.0", "0.0", str(half + 1))
+        (
+            *(f"{k + 1:06d}@{stack}", f"mic{k % 3}.mrc", f"{10.5 + 7 * k}", f"{20.25 + 5 * k}", f"{-30.5 + 3 * k}"),
+            *(f"{0.5 * k}", f"{-0.25 * k}", f"{12000 + 10 * k}.0", f"{12000 + 10 * k}.0", "0.0", str(half + 1)),
+        )
         for k in range(num_rows)
     ]
     return ParticleTable(labels, rows, (optics,), np.zeros(num_rows, np.int64))

@@ -12,9 +12,15 @@ from samples.stars import relion30
 
 from cesped_stream.benchmark import add_entry as adding
 from cesped_stream.benchmark.add_entry import AddedEntry, add_entry, add_entry_of_one_star, add_entry_of_two_stars
-from cesped_stream.benchmark.entries import find_entry
+from cesped_stream.benchmark.entries import STACK_LABEL, find_entry
 from cesped_stream.benchmark.verify_entry import verify_entry
-from cesped_stream.errors import InvalidEntryError, InvalidSettingsError, InvalidStarError, NotSettledError
+from cesped_stream.errors import (
+    FullDiskError,
+    InvalidEntryError,
+    InvalidSettingsError,
+    InvalidStarError,
+    NotSettledError,
+)
 from cesped_stream.particles.stacks import StackReader, read_images, write_stack
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import ParticleTable
@@ -67,8 +73,6 @@ def test_one_star_is_split_by_its_subsets_and_every_image_and_column_is_kept(
     for label in set(source.labels) - {"rlnImageName"}:
         assert table.column(label) == expected.column(label), label
     assert table.column("rlnImageOriginalName") == expected.column("rlnImageName")
-    from cesped_stream.benchmark.entries import STACK_LABEL
-
     stacks = [str(project / name.partition("@")[2]).replace(" ", "%20") for name in expected.column("rlnImageName")]
     np.testing.assert_array_equal(images_of(table), images_of(expected.with_columns({STACK_LABEL: stacks})))
     assert verify_entry(find_entry("mine", tmp_path / "root"), images=True).ok
@@ -160,14 +164,11 @@ def test_the_same_image_in_both_half_sets_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["TEST", "10166", "DEMO", "a/b", "..", ".hidden", ""])
 def test_names_that_are_taken_or_none_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidSettingsError, match="target: "):
-        add_entry_of_one_star(tmp_path / "x.star", None, name, "C1", tmp_path) if False else added_as(tmp_path, name)
-
-
-def added_as(tmp_path: Path, name: str) -> None:
     stack(tmp_path / "a.mrcs", 3)
-    write_star(tmp_path / "x.star", table_of(0, 3, BOX, "a.mrcs"))
-    add_entry(tmp_path / "x.star", None, name, 0, "C1", tmp_path / "root")
+    star = tmp_path / "x.star"
+    write_star(star, table_of(0, 3, BOX, "a.mrcs"))
+    with pytest.raises(InvalidSettingsError, match="target: "):
+        add_entry(star, None, name, 0, "C1", tmp_path / "root")
 
 
 def test_what_cesped_cannot_read_is_said(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_a_failure_while_copying_leaves_nothing(project: Path, tmp_path: Path, m
         path.write_bytes(data)
 
     monkeypatch.setattr(adding, "write_whole", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(FullDiskError, match="no space left"):
         added(project, tmp_path / "root", copy=True)
     assert os.listdir(tmp_path / "root") == [".mine.lock"]
 

@@ -39,13 +39,6 @@ def test_the_catalogue_says_truly_what_the_paper_has() -> None:
     assert CATALOGUE["10399"].symmetry is None, "not stated in public"
 
 
-def test_records_and_masks_are_those_of_the_public_package() -> None:
-    cesped = pytest.importorskip("cesped.zenodo.bechmarkUrls", reason="the public package is not in this environment")
-    assert {(e.name, h): r for e in CATALOGUE.values() for h, r in enumerate(e.records)} == (
-        cesped.NAME_PARTITION_TO_RECORID
-    )
-
-
 def test_an_entry_is_found_by_name_then_by_path(root: Path, tmp_path: Path) -> None:
     assert find_entry("mine", root).folder == root / "mine"
     assert find_entry(str(root / "mine"), tmp_path).folder == root / "mine"
@@ -180,3 +173,13 @@ def test_merging_does_not_invent_angles(root: Path) -> None:
     write_star(star, read_star(star).without(["rlnAnglePsi"]))
     with pytest.raises(InvalidStarError, match="no column rlnAnglePsi"):
         merge_entry(open_entry(root / "mine"))
+
+
+def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UnreachableFileError, match=r"file/\.mine\.lock: (File exists|Not a directory)"),
+        entry_lock("mine", tmp_path / "file"),
+    ):
+        pass
+    assert list_entries(tmp_path / "file")[0].state is EntryState.ABSENT
