@@ -69,9 +69,10 @@ def mask_path(folder: Path) -> Path:
 
 
 def half_state(folder: Path, half_set: int) -> EntryState:
-    """Return how much of a half-set is there. A published entry needs its marker, any other one star and info."""
+    """Return how much of a half-set is there. A published one needs star, stack and marker, any other one its star."""
     star = folder / f"particles_{half_set}.star"
-    if star.is_file() and (done_path(folder, half_set).is_file() or folder.name not in CATALOGUE):
+    published = (star.with_suffix(".mrcs"), done_path(folder, half_set)) if folder.name in CATALOGUE else ()
+    if star.is_file() and all(path.is_file() for path in published):
         return EntryState.COMPLETE
     some = [path for path in _names(folder) if f"particles_{half_set}" in path or f"info_{half_set}" in path]
     return EntryState.PARTIAL if some else EntryState.ABSENT

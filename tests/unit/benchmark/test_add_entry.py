@@ -202,3 +202,28 @@ def test_sources_are_not_touched(project: Path, tmp_path: Path) -> None:
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in project.rglob("*") if path.is_file()}
     added(project, tmp_path / "root")
     assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before}
+
+
+def test_a_half_set_that_shares_an_image_with_the_one_added_before_is_refused(tmp_path: Path) -> None:
+    stack(tmp_path / "a.mrcs", 6)
+    rows = table_of(0, 6, BOX, "a.mrcs").without(["rlnRandomSubset"])
+    for name, index in (("h0", [0, 1, 2]), ("h1", [3, 2]), ("apart", [3, 4])):
+        write_star(tmp_path / f"{name}.star", rows.select(index))
+    add_entry(tmp_path / "h0.star", None, "mine", 0, "C1", tmp_path / "root")
+    with pytest.raises(InvalidStarError, match=r"half-set 1, row 2\): image 3 of .*a\.mrcs stands in two rows"):
+        add_entry(tmp_path / "h1.star", None, "mine", 1, "C1", tmp_path / "root")
+    add_entry(tmp_path / "apart.star", None, "mine", 1, "C1", tmp_path / "root")
+    assert len(find_entry("mine", tmp_path / "root").particles()) == 5
+
+
+def test_a_half_set_whose_adding_was_killed_can_be_added_again(tmp_path: Path) -> None:
+    for name in "abc":
+        stack(tmp_path / f"{name}.mrcs", 3)
+    rows = table_of(1, 3, BOX, "b.mrcs").with_columns({"rlnImageName": ["1@b.mrcs", "1@c.mrcs", "2@c.mrcs"]})
+    write_star(tmp_path / "h1.star", rows)
+    write_star(tmp_path / "h0.star", table_of(0, 3, BOX, "a.mrcs"))
+    folder = add_entry(tmp_path / "h0.star", None, "mine", 0, "C1", tmp_path / "root").folder
+    (folder / "stacks_1").mkdir()
+    (folder / "stacks_1" / "000001_b.mrcs").symlink_to(tmp_path / "b.mrcs")
+    add_entry(tmp_path / "h1.star", None, "mine", 1, "C1", tmp_path / "root")
+    assert verify_entry(find_entry("mine", tmp_path / "root")).ok

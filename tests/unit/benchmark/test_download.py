@@ -343,6 +343,15 @@ def test_whole_files_without_a_marker_are_taken_as_they_are(archive: Archive, tm
     assert not any(name.startswith("particles_0.mrcs") for name in archive.requests)
 
 
+def test_a_stack_that_was_removed_comes_again_and_nothing_else(archive: Archive, tmp_path: Path) -> None:
+    download_entry("TEST", tmp_path, server=server(archive))
+    (tmp_path / "TEST" / "particles_1.mrcs").unlink()
+    archive.requests.clear()
+    download_entry("TEST", tmp_path, server=server(archive))
+    assert_whole(tmp_path / "TEST", tmp_path / "source")
+    assert archive.requests == {"listing": 1, "particles_1.mrcs": 1}
+
+
 def test_an_entry_of_stars_only_links_the_stacks_it_needs(archive: Archive, tmp_path: Path) -> None:
     stacks = {0: "8387534", 1: "8390711"}
     for half, (record, stars) in enumerate(zip(stacks.values(), ("11092025", "11092048"), strict=True)):
