@@ -125,7 +125,7 @@ class _Scoring:
             effective_number=effective_number(weights),
             halves=halves,
             combined=combined,
-            half_to_half=self._against(present[0], present[1]) if len(present) == 2 else None,
+            half_to_half=self._half_to_half(*halves),
             to_truth=to_truth,
             halves_to_truth=self._halves_against(halves, (self.truth.combined, self.truth.combined)),
             halves_to_other_truth=self._halves_against(halves, (self.truth.halves[1], self.truth.halves[0])),
@@ -153,6 +153,11 @@ class _Scoring:
             on_progress=lambda done: self.on_progress(what, done_before + done, len(table)),
         )
         return self._checked_volume(made)
+
+    def _half_to_half(self, zero: Float32 | None, one: Float32 | None) -> MapAgreement | None:
+        if zero is None or one is None:
+            return None
+        return compare_maps(zero, one, self.truth.pixel_size_angstrom, self.mask, halves=True)
 
     def _against(self, volume: Float32, other: Float32) -> MapAgreement:
         return compare_maps(volume, other, self.truth.pixel_size_angstrom, self.mask)

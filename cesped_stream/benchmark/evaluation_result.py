@@ -9,7 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.benchmark.map_metrics import MapAgreement, MapScores, RegionAgreement
-from cesped_stream.benchmark.metrics import PoseMetrics, halves_combined_as_cesped, rms_displacement_angstrom
+from cesped_stream.benchmark.metrics import (
+    PoseMetrics,
+    halves_combined_as_cesped,
+    median_displacement_angstrom,
+    rms_displacement_angstrom,
+)
 from cesped_stream.benchmark.predictions import Coverage, PredictionType
 from cesped_stream.benchmark.truth_maps import TruthMaps
 
@@ -154,9 +159,12 @@ def _maps_json(evaluation: Evaluation, maps: ScoredMaps) -> dict[str, Any]:
 
 def _scores_json(evaluation: Evaluation, scores: MapScores) -> dict[str, Any]:
     radii = scores.radial.radius_angstrom
-    displacement = rms_displacement_angstrom(evaluation.errors_deg, radii) if len(evaluation.errors_deg) else None
     content: dict[str, Any] = _json(scores)
-    return {**content, "radial": {**content["radial"], "rms_displacement_angstrom": _json(displacement)}}
+    if len(evaluation.errors_deg):
+        errors = evaluation.errors_deg
+        content["radial"]["rms_displacement_angstrom"] = _json(rms_displacement_angstrom(errors, radii))
+        content["radial"]["median_displacement_angstrom"] = _json(median_displacement_angstrom(errors, radii))
+    return content
 
 
 def _json(value: Any) -> Any:

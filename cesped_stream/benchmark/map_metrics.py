@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cesped_stream.reconstruction.fsc import fsc, resolution_angstrom
+from cesped_stream.reconstruction.correlation import pearson
+from cesped_stream.reconstruction.fsc import fsc, masked_fsc, postprocess_fsc, resolution_angstrom
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -33,6 +34,9 @@ class MapAgreement:
     unmasked: RegionAgreement
     masked: RegionAgreement | None
     """None without a mask."""
+    corrected_fsc: Float64 | None = None
+    """Of masked half maps: the masked curve less what the mask alone correlates (phases randomised, RELION's rule)."""
+    corrected_resolution_0143_angstrom: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,18 +88,22 @@ class MapScores:
     radial: RadialProfile
 
 
-def pearson(a: Float32, b: Float32) -> float:
-    """Return Pearson's correlation of two maps of one shape over all voxels (eq. 6); NaN where one is flat."""
-    first, second = (np.asarray(volume, np.float64).ravel() for volume in (a, b))
-    first, second = first - first.mean(), second - second.mean()
-    power = float(np.sqrt((first @ first) * (second @ second)))
-    return float(first @ second) / power if power > 0 else float("nan")
+def compare_maps(
+    a: Float32, b: Float32, pixel_size_angstrom: float, mask: Float32 | None = None, *, halves: bool = False
+) -> MapAgreement:
+    """Compare two maps `(box, box, box)`, as they are and, where there is a mask of that shape, multiplied by it.
 
-
-def compare_maps(a: Float32, b: Float32, pixel_size_angstrom: float, mask: Float32 | None = None) -> MapAgreement:
-    """Compare two maps `(box, box, box)`, as they are and, where there is a mask of that shape, multiplied by it."""
-    masked = None if mask is None else _region(a * mask, b * mask, pixel_size_angstrom)
-    return MapAgreement(_region(a, b, pixel_size_angstrom), masked)
+    `halves`: they are half maps, whose masked FSC is also corrected for what the mask adds.
+    """
+    box = a.shape[0]
+    unmasked = _region(pearson(a, b), fsc(a, b), box, pixel_size_angstrom)
+    if mask is None:
+        return MapAgreement(unmasked, None)
+    masked = _region(pearson(a, b, mask), masked_fsc(a, b, mask), box, pixel_size_angstrom)
+    if not halves:
+        return MapAgreement(unmasked, masked)
+    corrected = postprocess_fsc(a, b, mask).corrected
+    return MapAgreement(unmasked, masked, corrected, resolution_angstrom(corrected, box, pixel_size_angstrom))
 
 
 def deltas(truth_halves: RegionAgreement, map_to_truth: RegionAgreement) -> Deltas:
@@ -145,10 +153,9 @@ def radial_profile(
     )
 
 
-def _region(a: Float32, b: Float32, pixel_size_angstrom: float) -> RegionAgreement:
-    curve, box = fsc(a, b), a.shape[0]
+def _region(correlation: float, curve: Float64, box: int, pixel_size_angstrom: float) -> RegionAgreement:
     return RegionAgreement(
-        pearson=pearson(a, b),
+        pearson=correlation,
         fsc=curve,
         resolution_0143_angstrom=resolution_angstrom(curve, box, pixel_size_angstrom, 0.143),
         resolution_05_angstrom=resolution_angstrom(curve, box, pixel_size_angstrom, 0.5),

@@ -126,6 +126,11 @@ def rms_displacement_angstrom(errors_deg: Any, radius_angstrom: Any) -> Float64:
     return np.asarray(np.asarray(radius_angstrom, np.float64) * np.sqrt(2 / 3 * (chord**2).mean()), np.float64)
 
 
+def median_displacement_angstrom(errors_deg: Any, radius_angstrom: Any) -> Float64:
+    """Return how far the pose error in the middle of `(n,)` moves density at radii `(r,)`: not swayed by lost poses."""
+    return rms_displacement_angstrom([np.median(np.asarray(errors_deg, np.float64))], radius_angstrom)
+
+
 def random_mean_deg(group: Any) -> float:
     """Return the mean error of uniformly random poses under `group` `(g, 3, 3)`, to 0.1 degrees."""
     return mean_angular_error_deg(angular_error_deg(_UNRELATED_POSE, pose_grid(_RANDOM_GRID_ORDER), group))

@@ -60,7 +60,7 @@ class TruthMaps:
 
     def half_to_half(self, mask: Float32 | None = None) -> MapAgreement:
         """Return GT_0 against GT_1."""
-        return compare_maps(*self.halves, self.pixel_size_angstrom, mask)
+        return compare_maps(*self.halves, self.pixel_size_angstrom, mask, halves=True)
 
 
 def truth_maps(
