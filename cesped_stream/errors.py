@@ -42,3 +42,7 @@ class InvalidCheckpointError(PermanentError):
 
 class InvalidSettingsError(PermanentError):
     """A setting that is unknown, out of range or has no effect."""
+
+
+class ExternalProgramError(PermanentError):
+    """Another program (RELION) could not be started, or ended with an error."""
