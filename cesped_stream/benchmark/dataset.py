@@ -60,8 +60,8 @@ class ParticlesDataset(Dataset[Item]):
         image_size_factor_for_crop: float = 0.25,
         **more: Any,
     ) -> None:
-        """Open half-set 0 or 1 of an entry under `benchmarkDir` (none: ~/cesped_stream_entries), downloading it where it
-        is not there.
+        """Open half-set 0 or 1 of an entry under `benchmarkDir` (none: ~/cesped_stream_entries), downloading it where
+        it is not there.
 
         `image_size`: S in pixels; none: the acquired box's, which the rest of the box is enlarged to.
         `image_size_factor_for_crop`: share of the box's side that is cut away, 0 to 0.5. `more`: see `from_star`.
@@ -131,8 +131,9 @@ class ParticlesDataset(Dataset[Item]):
         self._table = read_rows(source.star, source.image_root)
         self.md = Metadata(self._table)
         self._group = group_rotations(source.symmetry)
+        self._with_ctf = ctf_correction != "none"
         with StackReader() as reader:
-            first = read_boxes(self._table.select([0]), reader)[0]
+            first = read_boxes(self._table.select([0]), reader, with_ctf=self._with_ctf)[0]
         self._steps = ImageSteps(
             first,
             image_size=image_size,
@@ -143,7 +144,7 @@ class ParticlesDataset(Dataset[Item]):
             wiener_regulariser=wiener_regulariser,
         )
         self._seed = seed
-        self.augmenter = augmenter  # type: ignore[assignment]
+        self.augmenter = augmenter
 
     @property
     def symmetry(self) -> str:
@@ -190,8 +191,8 @@ class ParticlesDataset(Dataset[Item]):
         """What is done to images and labels at each access: an `Augmenter`, the name of one of `AUGMENT_PRESETS`
         ("paper", "cesped"), or None.
 
-        Its draws begin anew from `seed` when it is set. In a DataLoader each worker and each epoch has draws of its own,
-        that follow from the loader's generator: the same torch.manual_seed, the same images.
+        Its draws begin anew from `seed` when it is set. In a DataLoader each worker and each epoch has draws of its
+        own, that follow from the loader's generator: the same torch.manual_seed, the same images.
         """
         return self._augmenter
 
@@ -218,7 +219,7 @@ class ParticlesDataset(Dataset[Item]):
     def __getitems__(self, items: Sequence[int]) -> list[Item]:
         """Return several particles, read and preprocessed together; a DataLoader asks for its batches here."""
         rows = np.asarray(items, np.int64)
-        boxes = read_boxes(self._table.select(rows), self._reader())
+        boxes = self._read(rows, self._reader())
         images, (rotations, shifts, confidences) = self._processed(rows, boxes, torch.device("cpu"))
         ids = self.md.rows(rows)["rlnImageName"]
         return [
@@ -259,11 +260,11 @@ class ParticlesDataset(Dataset[Item]):
         pool = ThreadPoolExecutor(1, thread_name_prefix="particles")
         reader = StackReader(self._max_open_files)
         try:
-            pending = [pool.submit(read_boxes, self._table.select(rows), reader) for rows in batches[:read_ahead]]
+            pending = [pool.submit(self._read, rows, reader) for rows in batches[:read_ahead]]
             for number, rows in enumerate(batches):
                 boxes = pending.pop(0).result()
                 if number + read_ahead < len(batches):
-                    pending.append(pool.submit(read_boxes, self._table.select(batches[number + read_ahead]), reader))
+                    pending.append(pool.submit(self._read, batches[number + read_ahead], reader))
                 images, labels = self._processed(rows, boxes, device)
                 metadata = self.md.rows(rows)
                 ids = list(metadata["rlnImageName"])
@@ -275,7 +276,7 @@ class ParticlesDataset(Dataset[Item]):
     def _processed(
         self, rows: Int64, boxes: list[BoxImages], device: torch.device
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Return images `(n, 1, S, S)`, and rotations `(n, 3, 3)`, shifts `(n, 2)` and confidences `(n, 1)`, float32."""
+        """Return images `(n, 1, S, S)`, rotations `(n, 3, 3)`, shifts `(n, 2)` and confidences `(n, 1)`, float32."""
         images, good, origin = self._steps(boxes, device)
         rotations = torch.from_numpy(self.md.rotations(rows))
         shifts = torch.from_numpy(self.md.shifts_angstrom(rows))
@@ -304,16 +305,14 @@ class ParticlesDataset(Dataset[Item]):
         """Write predictions over the poses of the particles `ids` (each rlnImageName).
 
         `angles`: `(n, 3, 3)` rotations, image to map, or `(n, 3)` rot, tilt, psi in degrees ("zyzEulerDegs"); `shifts`
-        `(n, 2)` angstrom; `confidence` `(n,)` or `(n, 1)`, to rlnParticleFigureOfMerit. Arrays or tensors on any device;
-        what is None stays. Raises InvalidStarError naming ids that are not in the star, ValueError for other shapes,
-        for numbers that are not finite and for matrices that are no rotations; nothing is written then.
+        `(n, 2)` angstrom; `confidence` `(n,)` or `(n, 1)`, to rlnParticleFigureOfMerit. Arrays or tensors on any
+        device; what is None stays. Raises InvalidStarError naming ids that are not in the star, ValueError for other
+        shapes, for numbers that are not finite and for matrices that are no rotations; nothing is written then.
         """
         columns = prediction_columns(len(ids), angles, shifts, confidence, angles_format)
         self.md.update(self.md.rows_of(list(ids)), columns)
 
-    def save_poses(
-        self, path: str | os.PathLike[str], *, overwrite: bool = True, only_updated: bool = False
-    ) -> None:
+    def save_poses(self, path: str | os.PathLike[str], *, overwrite: bool = True, only_updated: bool = False) -> None:
         """Write the star with its updates as RELION 3.1, whole or not at all; image names stay as they are.
 
         Rows that were not updated keep the poses that they came with, in an entry the true ones; `only_updated` leaves
@@ -375,6 +374,9 @@ class ParticlesDataset(Dataset[Item]):
     ) -> None:
         """`add_entry` for one half-set under `cesped`'s name: the images are copied, as there."""
         add_half(Path(starFname), Path(particlesRootDir), os.fspath(newTargetName), halfset, symmetry, benchmarkDir)
+
+    def _read(self, rows: Int64, reader: StackReader) -> list[BoxImages]:
+        return read_boxes(self._table.select(rows), reader, with_ctf=self._with_ctf)
 
     def _reader(self) -> StackReader:
         """Return this process's reader: files that a parent opened are its own."""

@@ -27,9 +27,12 @@ class BoxImages:
     ctf: CtfParameters
 
 
-def read_boxes(rows: ParticleTable, reader: StackReader) -> list[BoxImages]:
-    """Read the images of all rows, grouped by box size; errors as `read_images` and `ctf_parameters`."""
-    ctf = rows.ctf_parameters()
+def read_boxes(rows: ParticleTable, reader: StackReader, *, with_ctf: bool = True) -> list[BoxImages]:
+    """Read the images of all rows, grouped by box size; errors as `read_images` and `ctf_parameters`.
+
+    Without CTF a star needs no defocus; only the pixel sizes are right then.
+    """
+    ctf = rows.ctf_parameters() if with_ctf else _pixel_sizes_alone(rows)
     return [BoxImages(group.index, group.images, ctf.select(group.index)) for group in read_images(rows, reader)]
 
 
@@ -76,7 +79,7 @@ class ImageSteps:
             )
 
     def __call__(self, boxes: list[BoxImages], device: torch.device) -> tuple[Tensor, NDArray[np.bool_], Float64]:
-        """Return images `(n, 1, S, S)` on `device`, which of them are good `(n,)`, and the pixel `(n,)` of the particles'
+        """Return images `(n, 1, S, S)` on `device`, which are good `(n,)`, and the pixel `(n,)` of the particles'
         origin. Images with NaN, infinite or all equal pixels are 0."""
         count = sum(len(box.index) for box in boxes)
         images = torch.zeros(count, 1, self.image_size, self.image_size, device=device)
@@ -97,3 +100,16 @@ class ImageSteps:
         if isinstance(self._steps, CespedSteps):
             return self._steps.origin_pixel(box.images.shape[-1], box.ctf.pixel_size_angstrom)
         return np.full(len(box.index), float(self.image_size // 2))
+
+
+def _pixel_sizes_alone(rows: ParticleTable) -> CtfParameters:
+    numbers = {name: np.zeros(len(rows)) for name in CtfParameters.__dataclass_fields__}
+    flags = np.zeros(len(rows), np.bool_)
+    return CtfParameters(
+        **{
+            **numbers,
+            "pixel_size_angstrom": rows.pixel_sizes_angstrom(),
+            "premultiplied": flags,
+            "phase_flipped": flags,
+        }  # type: ignore[arg-type]
+    )

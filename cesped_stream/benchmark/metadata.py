@@ -30,6 +30,8 @@ def read_rows(star: Path, image_root: Path | None = None) -> ParticleTable:
     stack may lie anywhere. Raises InvalidStarError, UnreachableFileError or ForbiddenPathError.
     """
     table = read_star(star)
+    if len(table) == 0:
+        raise InvalidStarError(f"{star}: has no particle row; is it the right star?")
     stacks: dict[str, str] = {}
     column = []
     for text in table.column("rlnImageName"):
@@ -137,7 +139,7 @@ class Metadata:
 
     def table(self) -> ParticleTable:
         """Return the table with what was updated; every other text is as it was read."""
-        changed = {label: self._texts(label) for label in self._new}
+        changed: dict[str, Sequence[str]] = {label: self._texts(label) for label in self._new}
         if PREDICTED_CONFIDENCE_LABEL in changed and PREDICTED_CONFIDENCE_LABEL in self._table:
             changed[GIVEN_FIGURE_LABEL] = self._table.column(PREDICTED_CONFIDENCE_LABEL)
         return self._table.without([STACK_LABEL]).with_columns(changed)

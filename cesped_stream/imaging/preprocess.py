@@ -28,9 +28,9 @@ class Preprocessor:
     """Brings images of any box and pixel size to one side and exactly one pixel size, `pixel_size_angstrom`.
 
     Background (outside the particle's circle) to mean 0 and std 1, as relion_preprocess --norm; CTF correction on the
-    full box (`correct_ctf`, which says what it leaves of that std); then band limit, resampling about pixel N/2 and crop
-    in one trigonometric interpolation, scaled so that white noise keeps its std. What lies outside the box is 0. Each
-    image's result depends on that image alone, on a CPU to the bit.
+    full box (`correct_ctf`, which says what it leaves of that std); then band limit, resampling about pixel N/2 and
+    crop in one trigonometric interpolation, scaled so that white noise keeps its std. What lies outside the box is 0.
+    Each image's result depends on that image alone, on a CPU to the bit.
     """
 
     def __init__(self, settings: PreprocessSettings, pixel_size_angstrom: float) -> None:

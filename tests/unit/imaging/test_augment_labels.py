@@ -57,7 +57,11 @@ def test_simulation_at_the_labels_is_the_augmented_image(kind: str, side: int) -
 def test_all_geometric_augmentations_together_keep_the_labels() -> None:
     everything = NONE.model_copy(
         update={
-            **{key: value for kind in ("shift", "rotation", "quarter turn", "zoom") for key, value in ALONE[kind].items()}
+            **{
+                key: value
+                for kind in ("shift", "rotation", "quarter turn", "zoom")
+                for key, value in ALONE[kind].items()
+            }
         }
     )
     images, simulated, moved = augmented_and_simulated(everything, count=48)
@@ -124,5 +128,5 @@ def test_turns_are_about_the_origin_that_is_given() -> None:
 
 
 def test_ranges_that_are_not_ordered_are_refused() -> None:
-    with pytest.raises(ValueError, match="erase_least_fraction 0.1 is above erase_fraction 0.02"):
+    with pytest.raises(ValueError, match=r"erase_least_fraction 0\.1 is above erase_fraction 0\.02"):
         AugmentSettings(erase_least_fraction=0.1)
