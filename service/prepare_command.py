@@ -14,7 +14,7 @@ def add_preprocess(entries: Any) -> None:
     parser = entries.add_parser(
         "preprocess",
         help="write a copy of an entry with images normalised, CTF corrected, cut and resized",
-        description="Write a copy of an entry, in CESPED's layout, with images normalised, CTF corrected, cut and resized.\n"
+        description="Write a copy of an entry in CESPED's layout: images normalised, CTF corrected, cut and resized.\n"
         "Poses and shifts stay; the copy's stars say what its images carry.",
     )
     parser.add_argument("_target", metavar="TARGET", help="an entry's name, or the path of one")

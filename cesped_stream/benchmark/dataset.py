@@ -182,11 +182,6 @@ class ParticlesDataset(Dataset[Item]):
         return self.md.has_poses(np.arange(len(self)))
 
     @property
-    def table(self) -> ParticleTable:
-        """The star's rows, with what `update_poses` wrote."""
-        return self.md.table()
-
-    @property
     def augmenter(self) -> Augmenter | None:
         """What is done to images and labels at each access: an `Augmenter`, the name of one of `AUGMENT_PRESETS`
         ("paper", "cesped"), or None.
@@ -317,11 +312,9 @@ class ParticlesDataset(Dataset[Item]):
 
         Rows that were not updated keep the poses that they came with, in an entry the true ones; `only_updated` leaves
         them out. Raises InvalidSettingsError for a path that does not end in .star, that is the data set's own star, or
-        that exists where `overwrite` is false.
+        that exists where `overwrite` is false; InvalidStarError where rows of a star without angles have got none.
         """
-        table = self.md.table()
-        if only_updated:
-            table = table.select(np.flatnonzero(self.md.updated))
+        table = self.md.table(only_updated=only_updated)
         save_predictions(Path(path), table, self._source.star, overwrite=overwrite)
 
     def updateMd(

@@ -137,8 +137,22 @@ class Metadata:
             column[rows] = values
             self._new[label][rows] = True
 
-    def table(self) -> ParticleTable:
-        """Return the table with what was updated; every other text is as it was read."""
+    def table(self, *, only_updated: bool = False) -> ParticleTable:
+        """Return the table with what was updated, every other text as it was read; or its updated rows alone.
+
+        InvalidStarError where the star had no angles and only some of these rows have got some: 0 would be a pose.
+        """
+        kept = np.flatnonzero(self.updated) if only_updated else np.arange(len(self))
+        made = any(label in self._new and label not in self._table for label in ANGLE_LABELS)
+        unposed = int((~self.has_poses(kept)).sum()) if made else 0
+        if unposed:
+            raise InvalidStarError(
+                f"{self._table.source or 'star'}: {unposed} of {len(kept)} rows have no pose, given or predicted; predict "
+                "them too, or save the updated rows only"
+            )
+        return self._with_updates().select(kept)
+
+    def _with_updates(self) -> ParticleTable:
         changed: dict[str, Sequence[str]] = {label: self._texts(label) for label in self._new}
         if PREDICTED_CONFIDENCE_LABEL in changed and PREDICTED_CONFIDENCE_LABEL in self._table:
             changed[GIVEN_FIGURE_LABEL] = self._table.column(PREDICTED_CONFIDENCE_LABEL)
@@ -146,7 +160,7 @@ class Metadata:
 
     def _begin(self, label: str) -> None:
         """Make the column a writable float64 one."""
-        neutral = float(NEUTRAL_VALUES.get(label, "0"))
+        neutral = np.nan if label in ANGLE_LABELS else float(NEUTRAL_VALUES.get(label, "0"))
         if label == PREDICTED_CONFIDENCE_LABEL or label not in self.columns:
             self.columns[label] = np.full(len(self), neutral)
         else:

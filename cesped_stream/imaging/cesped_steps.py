@@ -78,6 +78,10 @@ class CespedSteps:
             return images
         ctf = _with_cesped_wavelength(_with_cesped_faults(ctf) if self._exact else ctf)
         corrected = correct_ctf(images, ctf, self._correction, wiener_regulariser=self._regulariser)
+        if self._exact and images.shape[-1] % 2 == 0:
+            mirrored = replace(ctf, defocus_angle_deg=-ctf.defocus_angle_deg)
+            other = correct_ctf(images, mirrored, self._correction, wiener_regulariser=self._regulariser)
+            corrected = _with_mean_at_nyquist(corrected, other)
         low, high = images.amin((1, 2), keepdim=True), images.amax((1, 2), keepdim=True)
         return torch.maximum(torch.minimum(corrected, high), low)
 
@@ -98,6 +102,17 @@ def _normalised(images: Tensor) -> Tensor:
     background = images[:, _outside(images.shape[-1]).to(images.device)]
     mean, std = background.mean(1), background.std(1)
     return (images - mean[:, None, None]) / std[:, None, None]
+
+
+def _with_mean_at_nyquist(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Return images whose row at Nyquist is the mean of both: a whole plane has that row once, and the real part of an
+    image corrected on it has the mean of the signs at +x and -x; the corner is its own mirror, at -x."""
+    box = images.shape[-1]
+    transform, other = torch.fft.rfft2(images), torch.fft.rfft2(mirrored)
+    transform[:, box // 2] = (transform[:, box // 2] + other[:, box // 2]) / 2
+    transform[:, box // 2, box // 2] = other[:, box // 2, box // 2]
+    result: Tensor = torch.fft.irfft2(transform, s=(box, box))
+    return result
 
 
 @lru_cache(maxsize=16)
