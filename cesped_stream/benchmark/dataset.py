@@ -25,7 +25,7 @@ from cesped_stream.benchmark.predictions import AnglesFormat, prediction_columns
 from cesped_stream.imaging.augment import Augmenter
 from cesped_stream.model.device import pick_device
 from cesped_stream.particles.stacks import StackReader
-from cesped_stream.particles.table import Int64, ParticleTable
+from cesped_stream.particles.table import Int64
 from cesped_stream.settings import AUGMENT_PRESETS, CtfCorrection, Device
 from cesped_stream.so3.symmetry import group_rotations, reduced_rotations
 

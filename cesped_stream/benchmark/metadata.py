@@ -147,8 +147,8 @@ class Metadata:
         unposed = int((~self.has_poses(kept)).sum()) if made else 0
         if unposed:
             raise InvalidStarError(
-                f"{self._table.source or 'star'}: {unposed} of {len(kept)} rows have no pose, given or predicted; predict "
-                "them too, or save the updated rows only"
+                f"{self._table.source or 'star'}: {unposed} of {len(kept)} rows have no pose, given or "
+                "predicted; predict them too, or save the updated rows only"
             )
         return self._with_updates().select(kept)
 

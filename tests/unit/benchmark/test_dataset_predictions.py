@@ -81,7 +81,7 @@ def test_zeros_before_an_index_do_not_matter(dataset: ParticlesDataset) -> None:
 
 def test_unknown_ids_are_named_and_nothing_is_written(dataset: ParticlesDataset) -> None:
     known = ids_of(dataset)[0]
-    with pytest.raises(InvalidStarError, match="1 of 2 ids .*'000099@particles_0.mrcs'"):
+    with pytest.raises(InvalidStarError, match=r"1 of 2 ids .*'000099@particles_0\.mrcs'"):
         dataset.update_poses([known, "000099@particles_0.mrcs"], shifts=np.ones((2, 2)))
     assert not dataset.md.updated.any()
 

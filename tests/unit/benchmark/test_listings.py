@@ -75,7 +75,7 @@ def test_listing_1_trains_on_the_first_entry(test_entry: Path) -> None:
     assert names["rotMat"].shape == (8, 3, 3)  # type: ignore[attr-defined]
     assert names["xyShiftAngs"].shape == (8, 2)  # type: ignore[attr-defined]
     assert names["confidence"].shape == (8, 1)  # type: ignore[attr-defined]
-    assert ((0 <= names["confidence"]) & (names["confidence"] <= 1)).all()  # type: ignore[operator]
+    assert ((names["confidence"] >= 0) & (names["confidence"] <= 1)).all()  # type: ignore[operator]
     assert all(isinstance(text, str) for text in names["iid"])  # type: ignore[attr-defined]
     assert len(names["metadata"]["rlnDefocusU"]) == 8  # type: ignore[index]
     assert not torch.equal(before, names["model"][1].weight)  # type: ignore[index]

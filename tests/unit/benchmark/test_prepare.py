@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cesped_stream_service.cli import main
 from samples.particle_entries import PIXEL_SIZE, simulated_entry, star_of_spots
 from support.imaging import blobs
 
@@ -18,6 +17,7 @@ from cesped_stream.imaging.maps import crop_map
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.particles.stacks import read_header
 from cesped_stream.particles.star import read_star
+from cesped_stream_service.cli import main
 
 
 @pytest.fixture
