@@ -373,7 +373,10 @@ class ParticlesDataset(Dataset[Item]):
 
     def _reader(self) -> StackReader:
         """Return this process's reader: files that a parent opened are its own."""
-        return self._readers.setdefault(os.getpid(), StackReader(self._max_open_files))
+        process = os.getpid()
+        if process not in self._readers:
+            self._readers[process] = StackReader(self._max_open_files)
+        return self._readers[process]
 
     def _generator(self) -> torch.Generator:
         """Return this worker's draws of this epoch."""
