@@ -125,6 +125,20 @@ def test_an_answer_without_a_length_that_ends_early_is_a_cut(archive: Archive, t
     assert_whole(tmp_path / "TEST", tmp_path / "source")
 
 
+def test_answers_that_end_before_they_begin_are_counted_as_failures(archive: Archive, tmp_path: Path) -> None:
+    def empty(handler: Handler, name: str, data: bytes) -> bool:
+        if name == "listing" or archive.requests[name] > 20:
+            return False
+        handler.send_response(200)
+        handler.end_headers()
+        handler.close_connection = True
+        return True
+
+    archive.answer = empty
+    with pytest.raises(UnreachableHostError, match="connection cut, 8 times in a row"):
+        download_entry("TEST", tmp_path, server=server(archive))
+
+
 def test_a_piece_with_wrong_bytes_is_fetched_again(archive: Archive, tmp_path: Path) -> None:
     def once_wrong(handler: Handler, name: str, data: bytes) -> bool:
         if name != "particles_0.mrcs.chunk_2" or archive.requests[name] > 1:
@@ -183,7 +197,9 @@ def test_a_kill_at_any_byte_is_resumed_and_checked_pieces_are_not_fetched_again(
         asked: list[tuple[str, int]] = []
         path = fetch(whole, folder, bytes_until(None, asked))  # type: ignore[arg-type]
         assert path.read_bytes() == data
-        assert asked[0] == (f"chunk_{limit // 300}", limit % 300), "it goes on at the byte"
+        first = limit // 300
+        rest = [(f"chunk_{k}", limit % 300 if k == first else 0) for k in range(first, 4)]
+        assert asked == rest, "it goes on at the byte, and asks for nothing twice"
 
 
 def piece_of(data: bytes, number: int) -> RecordFile:
