@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Device = Literal["auto", "cuda", "cpu"]
 Precision = Literal["float32", "bfloat16"]
-CtfCorrection = Literal["none", "phase_flip"]
+CtfCorrection = Literal["none", "phase_flip", "multiply", "wiener"]
 
 
 class Settings(BaseModel):
@@ -34,8 +34,13 @@ class PreprocessSettings(Settings):
     )
     ctf_correction: CtfCorrection = Field(
         "phase_flip",
-        description="Done on the full box before any resize; skipped where the data already carry it.",
+        description="Done on the full box before any resize; what the data already carry is not done again. multiply: "
+        "CTF y; wiener: CTF y / (CTF^2 + wiener_regulariser).",
     )
+    wiener_regulariser: float = Field(
+        0.1, gt=0, description="Noise power over signal power that the Wiener correction assumes at every frequency."
+    )
+    normalise: bool = Field(True, description="Background to mean 0 and std 1; false leaves the values as acquired.")
 
 
 class ModelSettings(Settings):
@@ -93,9 +98,49 @@ class AugmentSettings(Settings):
     gaussian_noise_std: float = Field(0.5, ge=0, description="Largest std of added Gaussian noise.")
     gaussian_noise_probability: float = Field(0.2, ge=0, le=1, description="Probability of Gaussian noise.")
     zoom_fraction: float = Field(0.05, ge=0, le=0.5, description="Largest zoom-in.")
-    zoom_probability: float = Field(0.2, ge=0, le=1, description="Probability of a zoom-in.")
+    zoom_out_fraction: float = Field(0.0, ge=0, le=0.5, description="Largest zoom-out.")
+    zoom_probability: float = Field(0.2, ge=0, le=1, description="Probability of a zoom.")
+    blur_least_sigma_pixels: float = Field(0.0, ge=0, description="Least sigma of the Gaussian blur.")
+    blur_largest_sigma_pixels: float = Field(0.0, ge=0, le=16, description="Largest sigma of the Gaussian blur.")
+    blur_probability: float = Field(0.0, ge=0, le=1, description="Probability of a Gaussian blur.")
     erase_fraction: float = Field(0.02, ge=0, le=0.5, description="Largest erased patch, as a share of the area.")
+    erase_least_fraction: float = Field(0.0, ge=0, le=0.5, description="Least erased patch, as a share of the area.")
+    erase_largest_aspect: float = Field(
+        1.0, ge=1, le=10, description="Largest ratio of an erased patch's sides, either way; 1: squares."
+    )
     erase_probability: float = Field(0.1, ge=0, le=1, description="Probability of erasing a patch.")
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> Self:
+        for least, largest in (
+            ("blur_least_sigma_pixels", "blur_largest_sigma_pixels"),
+            ("erase_least_fraction", "erase_fraction"),
+        ):
+            if getattr(self, least) > getattr(self, largest):
+                raise ValueError(f"{least} {getattr(self, least):g} is above {largest} {getattr(self, largest):g}")
+        return self
+
+
+AUGMENT_PRESETS: dict[str, AugmentSettings] = {
+    "paper": AugmentSettings(),
+    "cesped": AugmentSettings(
+        shift_fraction=0.0125,
+        rotation_deg=10.0,
+        uniform_noise_scale=0.5,
+        uniform_noise_probability=0.1,
+        gaussian_noise_std=0.3,
+        gaussian_noise_probability=0.1,
+        zoom_fraction=0.025,
+        zoom_out_fraction=0.025,
+        blur_least_sigma_pixels=0.001,
+        blur_largest_sigma_pixels=2.0,
+        blur_probability=0.2,
+        erase_least_fraction=0.01,
+        erase_largest_aspect=2.3,
+    ),
+}
+"""`paper`: Appendix B. `cesped`: what the public package (25.12.0) does with the values of its configuration: it draws
++-half of each `max..` value, a shift of 1 is half the image side there, it zooms both ways, and it blurs."""
 
 
 TRAINING_PRESETS: dict[str, dict[str, Any]] = {

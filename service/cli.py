@@ -11,8 +11,10 @@ from pydantic_settings import BaseSettings, CliSettingsSource
 
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 
+from .bench_dataset_command import add_bench_dataset
 from .entries_commands import entries_parser
 from .evaluate_command import add_evaluate
+from .prepare_command import add_preprocess
 from .resolve import known_keys, resolve, with_absolute_paths
 from .session import SessionBusyError
 from .settings import InferCommand, SessionSettings, TrainCommand
@@ -105,7 +107,8 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
         title="benchmarks", metavar="BENCHMARK", required=True, parser_class=_Parser
     )
     _add_bench_infer(bench)
-    entries_parser(commands)
+    add_bench_dataset(bench)
+    add_preprocess(entries_parser(commands))
     add_evaluate(commands)
     return parser
 

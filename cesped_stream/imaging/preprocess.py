@@ -1,14 +1,13 @@
-"""From acquired particle images to what the network sees: normalise, phase flip, Fourier resize, crop."""
+"""From acquired particle images to what the network sees: normalise, correct the CTF, Fourier resize, crop."""
 
 from functools import lru_cache
 
 import numpy as np
-import scipy.fft
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cesped_stream.imaging.ctf import ctf as ctf_of
+from cesped_stream.imaging.ctf_correction import correct_ctf
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.table import CtfParameters
 from cesped_stream.settings import PreprocessSettings
@@ -28,10 +27,10 @@ def image_flags(images: Tensor) -> NDArray[np.uint8]:
 class Preprocessor:
     """Brings images of any box and pixel size to one side and exactly one pixel size, `pixel_size_angstrom`.
 
-    Background (outside the particle's circle) to mean 0 and std 1, as relion_preprocess --norm; phase flip on the full
-    box, not where the data are premultiplied or flipped already; then band limit, resampling about pixel N/2 and crop
-    in one trigonometric interpolation, scaled so that white noise keeps its std. What lies outside the box is 0. Each
-    image's result depends on that image alone, on a CPU to the bit.
+    Background (outside the particle's circle) to mean 0 and std 1, as relion_preprocess --norm; CTF correction on the
+    full box (`correct_ctf`, which says what it leaves of that std); then band limit, resampling about pixel N/2 and
+    crop in one trigonometric interpolation, scaled so that white noise keeps its std. What lies outside the box is 0.
+    Each image's result depends on that image alone, on a CPU to the bit.
     """
 
     def __init__(self, settings: PreprocessSettings, pixel_size_angstrom: float) -> None:
@@ -53,8 +52,14 @@ class Preprocessor:
         for pixel_size in pixel_sizes.tolist():
             rows = np.flatnonzero(ctf.pixel_size_angstrom == pixel_size)
             index = torch.from_numpy(rows).to(images.device)
-            part = self._normalised(images if len(pixel_sizes) == 1 else images[index], pixel_size)
-            part = self._flipped(part, ctf if len(pixel_sizes) == 1 else ctf.select(rows))
+            part = images if len(pixel_sizes) == 1 else images[index]
+            part = self._normalised(part, pixel_size) if self.settings.normalise else part.float()
+            part = correct_ctf(
+                part,
+                ctf if len(pixel_sizes) == 1 else ctf.select(rows),
+                self.settings.ctf_correction,
+                wiener_regulariser=self.settings.wiener_regulariser,
+            )
             outputs[index, 0] = self._resampled(part, pixel_size)
         return outputs
 
@@ -72,16 +77,6 @@ class Preprocessor:
         variance = torch.where(background > 1e-10 * whole, background, whole)
         return centred.div_(variance.sqrt_().clamp_(min=1e-30))
 
-    def _flipped(self, images: Tensor, ctf: CtfParameters) -> Tensor:
-        flips = ~(ctf.premultiplied | ctf.phase_flipped)
-        if self.settings.ctf_correction == "none" or not flips.any():
-            return images
-        if not flips.all():
-            rows = np.flatnonzero(flips)
-            index = torch.from_numpy(rows).to(images.device)
-            return images.index_copy(0, index, self._flipped(images[index], ctf.select(rows)))
-        return _multiplied(images, 1 - 2 * (ctf_of(ctf, images.shape[-1], device=images.device) < 0).float())
-
     def _resampled(self, images: Tensor, pixel_size: float) -> Tensor:
         box, size = images.shape[-1], self.settings.image_size
         if pixel_size == self.pixel_size_angstrom:
@@ -89,17 +84,6 @@ class Preprocessor:
         along = _interpolation(box, size, self.pixel_size_angstrom / pixel_size).to(images.device)
         along = along.expand(len(images), -1, -1)
         return torch.bmm(torch.bmm(along, images), along.mT)
-
-
-def _multiplied(images: Tensor, factor: Tensor) -> Tensor:
-    """Multiply the images' transforms by `factor` `(n, box, box // 2 + 1)`."""
-    box = images.shape[-1]
-    if images.device.type == "cpu":
-        # MKL, torch's FFT on a CPU, gives a lone image of 16 or 32 pixels other bits than one among neighbours.
-        transform = scipy.fft.rfft2(images.numpy()) * factor.numpy()
-        return torch.from_numpy(scipy.fft.irfft2(transform, s=(box, box), overwrite_x=True))
-    multiplied: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * factor, s=(box, box))
-    return multiplied
 
 
 def _cropped(images: Tensor, size: int) -> Tensor:

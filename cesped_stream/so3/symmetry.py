@@ -6,7 +6,7 @@ from itertools import product
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 from cesped_stream.errors import InvalidSettingsError
@@ -41,6 +41,17 @@ def group_rotations(symmetry: str) -> Float64:
             f"symmetry: {symmetry!r} is no point group of rotations; use Cn, Dn, T, O, I or I1 to I4 as in RELION"
         )
     return _closed_group("I2" if name == "I" else name)
+
+
+def reduced_rotations(rotations: ArrayLike, group: Float64) -> Float64:
+    """Return of each pose `(n, 3, 3)` the equivalent one, g @ M with g of `group` `(g, 3, 3)`, nearest to the identity.
+
+    NaN poses stay NaN. Of two equally near ones the first in the group's order is taken.
+    """
+    poses = np.asarray(rotations, np.float64)
+    traces = np.einsum("gij,nji->ng", group, poses)
+    nearest = group[np.argmax(np.round(np.nan_to_num(traces), 12), axis=1)]
+    return np.asarray(nearest @ poses, np.float64)
 
 
 @lru_cache(maxsize=16)

@@ -112,7 +112,7 @@ class HalfTraining:
 
     def _step(self, rows: Int64, rate: float, generator: torch.Generator) -> float:
         picked = torch.from_numpy(rows)
-        images, rotations = self._augment(self._images.take(rows), self._rotations[picked], generator)
+        images, rotations, _ = self._augment(self._images.take(rows), self._rotations[picked], generator)
         index, mass = symmetric_targets(rotations, self._group, self.model.settings.grid_order)
         for group in self._optimizer.param_groups:
             group["lr"] = rate

@@ -26,7 +26,7 @@ def augmented(
     if rotations is None:
         rotations = torch.eye(3, dtype=torch.float64).expand(len(images), 3, 3)
     augmenter = Augmenter(NONE.model_copy(update=settings))
-    return augmenter(images, rotations, torch.Generator().manual_seed(seed))
+    return augmenter(images, rotations, torch.Generator().manual_seed(seed))[:2]
 
 
 def noise(count: int = 16, side: int = 40) -> torch.Tensor:
@@ -119,7 +119,7 @@ def test_same_seed_same_bits_and_another_seed_another_image() -> None:
 def test_small_preset_keeps_most_of_white_noises_std() -> None:
     """At inference nothing is resampled: a training that saw only smooth noise would meet another."""
     augmenter = Augmenter(TrainingSettings(preset="small").augment)
-    images, _ = augmenter(
+    images, _, _ = augmenter(
         noise(64), torch.eye(3, dtype=torch.float64).expand(64, 3, 3), torch.Generator().manual_seed(1)
     )
     assert images[..., 10:30, 10:30].std() > 0.8

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from cesped_stream.errors import InvalidSettingsError
-from cesped_stream.so3.symmetry import group_rotations
+from cesped_stream.so3.symmetry import group_rotations, reduced_rotations
 
 SIZES = {
     "C1": 1,
@@ -62,3 +63,21 @@ def test_anything_else_is_refused_by_name(symmetry: str) -> None:
 def test_a_group_cannot_be_changed_by_its_users() -> None:
     with pytest.raises(ValueError, match="read-only"):
         group_rotations("C2")[0] = 0
+
+
+@pytest.mark.parametrize("symmetry", ["C1", "C3", "D2", "T", "I2"])
+def test_reduced_pose_is_one_for_the_whole_orbit_and_of_it(symmetry: str) -> None:
+    group = group_rotations(symmetry)
+    pose = Rotation.random(random_state=3).as_matrix()
+    reduced = reduced_rotations(group @ pose, group)
+    np.testing.assert_allclose(reduced, np.broadcast_to(reduced[0], reduced.shape), atol=1e-9)
+    assert np.abs(group @ pose - reduced[0]).max((1, 2)).min() < 1e-9
+    assert np.trace(reduced[0]) >= np.trace(group @ pose, axis1=1, axis2=2).max() - 1e-9
+
+
+def test_reduction_is_on_the_maps_side_and_keeps_nan() -> None:
+    group = group_rotations("D2")
+    pose = Rotation.random(random_state=3).as_matrix()
+    right = reduced_rotations(pose @ group, group)
+    assert np.abs(right - right[0]).max() > 0.1
+    assert np.isnan(reduced_rotations(np.full((2, 3, 3), np.nan), group)).all()
