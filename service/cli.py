@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource
 
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 
+from .bench_commands import add_bench_reconstruct
 from .resolve import known_keys, resolve, with_absolute_paths
 from .session import SessionBusyError
 from .settings import InferCommand, SessionSettings, TrainCommand
@@ -103,6 +104,7 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
         title="benchmarks", metavar="BENCHMARK", required=True, parser_class=_Parser
     )
     _add_bench_infer(bench)
+    add_bench_reconstruct(bench)
     return parser
 
 
