@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource
 
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 
+from .bench_commands import add_bench_reconstruct
 from .bench_dataset_command import add_bench_dataset
 from .entries_commands import entries_parser
 from .evaluate_command import add_evaluate
@@ -110,6 +111,7 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
     add_bench_dataset(bench)
     add_preprocess(entries_parser(commands))
     add_evaluate(commands)
+    add_bench_reconstruct(bench)
     return parser
 
 

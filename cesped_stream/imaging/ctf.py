@@ -22,7 +22,7 @@ def ctf(
     carries (`premultiplied`, `phase_flipped`) does not enter. The phase is formed in float64: at 1 A/px it reaches
     hundreds of radians. Source: conventions, equal to RELION 3.1's CTF.
     """
-    terms = torch.from_numpy(_phase_terms(parameters)).to(device)
+    terms = torch.from_numpy(ctf_terms(parameters)).to(device)
     x2, xy, y2 = (basis.to(device) for basis in _quadratic_basis(box_size))
     square = x2 + y2
     phase = (terms[0] * x2 + terms[4]) + terms[2] * y2
@@ -35,8 +35,11 @@ def ctf(
     return values
 
 
-def _phase_terms(p: CtfParameters) -> Float64:
-    """Coefficients `(7, n, 1, 1)` of x^2, xy, y^2, s^4, 1, the envelope and the scale, with s in cycles a pixel."""
+def ctf_terms(p: CtfParameters) -> Float64:
+    """Return coefficients `(7, n, 1, 1)`: of x^2, xy, y^2, -s^4 and 1 in the phase, of s^2 in the envelope, the scale.
+
+    x, y and s are in cycles a pixel; the CTF is scale exp(envelope) sin(phase).
+    """
     wavelength = electron_wavelength_angstrom(p.voltage_kv)
     square = p.pixel_size_angstrom**-2.0
     mean = (p.defocus_u_angstrom + p.defocus_v_angstrom) / 2

@@ -84,11 +84,10 @@ class BuiltinEngine:
                     rotations[index],
                     shifts[index],
                     weights=None if weights is None else weights[index],
-                    group=group,
                 )
             on_progress(int(rows[-1]) + 1)
         assert backprojector is not None
-        return Reconstruction(backprojector.map(), pixel_size, len(table), self.name)
+        return Reconstruction(backprojector.map(group=group), pixel_size, len(table), self.name)
 
 
 def engine_from(settings: EngineSettings) -> Engine:

@@ -1,5 +1,7 @@
 """Imaging and backprojection give on CUDA what they give on the CPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from cesped_stream.imaging.preprocess import Preprocessor, image_flags
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.reconstruction.backproject import Backprojector
 from cesped_stream.settings import PreprocessSettings
+from cesped_stream.so3.symmetry import group_rotations
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -42,3 +45,18 @@ def test_projections_and_maps_are_equal() -> None:
         maps.append((images.cpu(), backprojector.map()))
     torch.testing.assert_close(maps[1][0], maps[0][0], atol=1e-3, rtol=0)
     np.testing.assert_allclose(maps[1][1], maps[0][1], atol=1e-3)
+
+
+def test_symmetric_weighted_maps_of_treated_images_are_equal() -> None:
+    rng = np.random.default_rng(1)
+    rotations, shifts, weights = random_rotations(300, rng), rng.uniform(-5, 5, (300, 2)), rng.uniform(0, 2, 300)
+    parameters = ctf_parameters(300, pixel_size=3.0, bfactor_angstrom2=40.0)
+    kinds = np.arange(300) % 3
+    parameters = replace(parameters, phase_flipped=kinds == 1, premultiplied=kinds == 2)
+    images = rng.normal(size=(300, 32, 32)).astype(np.float32)
+    maps = []
+    for device in ("cpu", "cuda"):
+        backprojector = Backprojector(32, 3.0, device=device)
+        backprojector.add(images, parameters, rotations, shifts, weights=weights)
+        maps.append(backprojector.map(group=group_rotations("D3")))
+    np.testing.assert_allclose(maps[1], maps[0], atol=1e-4 * maps[0].std())
