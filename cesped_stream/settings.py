@@ -322,8 +322,8 @@ class RealismSettings(Settings):
     particle_diameter_angstrom: float = Field(
         0.0,
         ge=0,
-        description="Diameter that neighbours and clipping are measured by; 0: simulate.particle_radius_angstrom twice, "
-        "else measured from the map (simulate), 0.7 of the box (replay).",
+        description="Diameter that neighbours and clipping are measured by; 0: twice "
+        "simulate.particle_radius_angstrom, else measured from the map (simulate), 0.7 of the box (replay).",
     )
     min_envelope_angstrom2: float = Field(
         0.0, ge=0, le=1000, description="Simulate: least B of a micrograph's envelope exp(-B s^2 / 4)."

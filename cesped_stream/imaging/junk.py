@@ -20,7 +20,7 @@ _EDGE_WIDTH_PX = 1.5
 
 
 def ice_picture(size: int, diameter_px: float, generator: np.random.Generator) -> Float32:
-    """Return `(size, size)` with one to three dense blobs of 0.25 to 0.9 diameters near the centre, uneven in outline."""
+    """Return `(size, size)` with one to three dense, uneven blobs of 0.25 to 0.9 diameters near the centre."""
     picture = np.zeros((size, size))
     for _ in range(generator.integers(1, 4)):
         y, x = generator.normal(0, 0.2 * diameter_px, 2)
@@ -43,15 +43,15 @@ def edge_picture(size: int, diameter_px: float, generator: np.random.Generator) 
 
 def uneven_picture(size: int, diameter_px: float, generator: np.random.Generator) -> Float32:
     """Return `(size, size)` of nothing but ice of uneven thickness: smooth, without any shape of its own."""
-    return coloured_noise(1, size, 3.0, diameter_px, generator)[0]
+    return np.asarray(coloured_noise(1, size, 3.0, diameter_px, generator)[0], np.float32)
 
 
 def protein_picture(size: int, diameter_px: float, generator: np.random.Generator) -> Float32:
     """Return `(size, size)` with a view, at random, of another molecule: the same chain of blobs in every picture.
 
-    The molecule is 0.55 diameters long; its blobs are Gaussians of sigma 1.5 pixels or a fortieth of the diameter.
+    The molecule is 0.8 diameters long; its blobs are Gaussians of sigma 1.5 pixels or a fortieth of the diameter.
     """
-    points = _chain() * (0.55 / 2 * diameter_px)
+    points = _chain() * (0.8 / 2 * diameter_px)
     turned = points @ np.asarray(Rotation.from_quat(generator.standard_normal(4)).as_matrix()).T
     sigma = max(1.5, diameter_px / 40)
     shift = generator.uniform(-0.05, 0.05, 2) * diameter_px
@@ -72,9 +72,9 @@ PICTURES: dict[str, Callable[[int, float, np.random.Generator], Float32]] = {
 
 CONTRAST: dict[str, tuple[float, float]] = {
     "noise": (0.0, 1.0),
-    "ice": (3.0, 6.0),
-    "edge": (2.0, 4.0),
-    "other_protein": (0.7, 1.1),
+    "ice": (1.5, 4.0),
+    "edge": (1.0, 2.5),
+    "other_protein": (0.5, 0.9),
 }
 """Range of the standard deviation of a picture after the CTF, over that of a particle's signal."""
 
@@ -95,7 +95,7 @@ def _blob(size: int, x0: float, y0: float, radius: float, generator: np.random.G
     distance, angle = np.hypot(x - x0, y - y0), np.arctan2(y - y0, x - x0)
     outline = np.full_like(distance, radius)
     for lobes in (2, 3, 5):
-        outline += radius * generator.normal(0, 0.12) * np.cos(lobes * angle + generator.uniform(0, 2 * np.pi))
+        outline += radius * generator.normal(0, 0.2) / lobes * np.cos(lobes * angle + generator.uniform(0, 2 * np.pi))
     inside = 1 / (1 + np.exp(-np.clip((outline - distance) / _EDGE_WIDTH_PX, -40, 40)))
     return np.asarray(inside * (1 + 0.3 * generator.standard_normal() * (x - x0) / max(radius, 1.0)), np.float64)
 

@@ -45,7 +45,7 @@ def frequency_squared(size: int) -> Float64:
 
 
 def mean_power(amplitude: NDArray[np.floating]) -> float:
-    """Return the mean of `amplitude`^2 over the whole plane of which the rfft2 half plane `(n, n // 2 + 1)` is given."""
+    """Return the mean of `amplitude`^2 over the whole plane of an rfft2 half plane `(n, n // 2 + 1)`."""
     size = amplitude.shape[0]
     weight = np.full(amplitude.shape[1], 2.0)
     weight[0] = 1.0
@@ -55,7 +55,7 @@ def mean_power(amplitude: NDArray[np.floating]) -> float:
 
 
 def filtered(images: Float32, amplitude: NDArray[np.floating] | Float32) -> Float32:
-    """Return images `(n, size, size)` with their rfft2 multiplied by `amplitude`, `(size, size // 2 + 1)` or one each."""
+    """Return images `(n, size, size)` with their rfft2 multiplied by `amplitude` `(size, size // 2 + 1)`."""
     transform = scipy.fft.rfft2(images) * amplitude
     return np.asarray(scipy.fft.irfft2(transform, s=images.shape[-2:], overwrite_x=True), np.float32)
 
