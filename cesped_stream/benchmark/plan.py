@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from cesped_stream.benchmark.entries import STACK_LABEL, Entry
 from cesped_stream.benchmark.stream_images import ImageEdits
-from cesped_stream.benchmark.stream_realism import TRUTH_ONLY, StreamRealism
+from cesped_stream.benchmark.stream_realism import TRUTH_ONLY, StreamRealism, with_used_optics
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.particles.stacks import read_header
 from cesped_stream.particles.table import ParticleTable
@@ -130,6 +130,8 @@ class ReplayPlan:
         """Return a batch's star as it lands; poses are kept in the aligned role unless said otherwise."""
         rows = self.source if self.told is None or keep_poses is not None else self.told
         table = rows.select(_rows(batch)).without([STACK_LABEL, *TRUTH_ONLY])
+        if self.told is not None:
+            table = with_used_optics(table)  # a group that comes mid-stream is not known before
         if not (batch.role is BatchRole.ALIGNED if keep_poses is None else keep_poses):
             table = table.without([label for label in table.labels if tells_pose(label)])
         names = [f"{k + 1:06d}@{s.name}" for s in batch.stacks for k in range(len(s.rows))]
