@@ -20,7 +20,7 @@ from cesped_stream.benchmark.figure import save_figure
 from cesped_stream.benchmark.plan import BatchRole, ReplayPlan, plan_replay
 from cesped_stream.benchmark.replay import TRUTH_NAME, replay
 from cesped_stream.benchmark.report import RunFacts, figure_data, summarise, summary_table, write_summary
-from cesped_stream.benchmark.stream_realism import for_replay, for_simulation, labels_only
+from cesped_stream.benchmark.stream_realism import for_demo, for_replay, for_simulation
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.export.star import export_star
 from cesped_stream.imaging.entry import TRUTH_MAP, write_entry
@@ -30,7 +30,7 @@ from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
 from cesped_stream.particles.star import read_star
-from cesped_stream.settings import REPLAY_ONLY, RealismSettings
+from cesped_stream.settings import RealismSettings
 
 from .resolve import with_absolute_paths
 from .session import SessionFolder
@@ -77,13 +77,13 @@ def demo_command(settings: DemoCommand, console: Console) -> int:
     stages = Stages()
     start = time.monotonic()
     _refuse_used_output(settings.output)
+    in_images, in_labels = for_demo(settings.realism)
     folder = settings.output / "entry"
     with _bars(console) as bars:
         with stages.stage("simulate"):
-            stated = simulate(settings.simulate, folder, bars, settings.realism.without(REPLAY_ONLY))
+            stated = simulate(settings.simulate, folder, bars, in_images)
         console.print(stated)
-        in_stream = labels_only(settings.realism)  # the rest is in the images
-        _stream_and_report(open_entry(folder), settings, in_stream, console, bars, stages, start)
+        _stream_and_report(open_entry(folder), settings, in_labels, console, bars, stages, start)
     return 0
 
 
