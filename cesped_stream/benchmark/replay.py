@@ -28,13 +28,13 @@ from cesped_stream.benchmark.plan import (
 )
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
+from cesped_stream.imaging.junk import REALISM_NAME
 from cesped_stream.particles.stacks import StackReader, parse_image_name, read_header, read_images, write_stack
 from cesped_stream.particles.star import star_bytes, write_star
 from cesped_stream.particles.table import ParticleTable
 
 TRUTH_NAME = "truth.star"
 LOG_NAME = "replay.jsonl"
-REALISM_NAME = "realism.json"
 _PIECE_BYTES = 1 << 20
 
 

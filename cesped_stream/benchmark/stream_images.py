@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.errors import InvalidStarError
-from cesped_stream.imaging.ctf import ctf
 from cesped_stream.imaging.junk import CONTRAST, KIND_LABEL, PARTICLE, PICTURES
 from cesped_stream.imaging.noise import filtered, phase_randomised, power_law
 from cesped_stream.particles.table import ParticleTable
@@ -167,6 +166,8 @@ class _Stack:
 
     def _transfer(self, k: int, box: int) -> Float64 | Float32:
         """What the image's own signal has gone through; 1 where the star tells no CTF."""
+        from cesped_stream.imaging.ctf import ctf  # torch: the settings of a replay are read without it
+
         try:
             parameters = self._table.select([k]).ctf_parameters()
         except InvalidStarError:

@@ -5,7 +5,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import healpy
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
@@ -13,8 +12,7 @@ from scipy.spatial.transform import Rotation
 from cesped_stream.benchmark.stream_images import ImageEdits
 from cesped_stream.conventions import rotation_to_euler_deg
 from cesped_stream.errors import InvalidSettingsError
-from cesped_stream.imaging.entry import REALISM_NAME
-from cesped_stream.imaging.junk import KIND_LABEL, PARTICLE
+from cesped_stream.imaging.junk import KIND_LABEL, PARTICLE, REALISM_NAME
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 from cesped_stream.settings import LABEL_SETTINGS, REPLAY_ONLY, SIMULATE_ONLY, RealismSettings
 from cesped_stream.so3.symmetry import group_rotations
@@ -150,6 +148,8 @@ class StreamRealism:
 
     def _inside_cones(self, rotations: Float64) -> NDArray[np.bool_]:
         """Flags `(n,)`: the view, or a mate of it, lies in one of the cones that hold most views."""
+        import healpy  # with it comes matplotlib, which a command's help need not wait for
+
         views = np.einsum("gij,nj->ngi", group_rotations(self.symmetry), rotations[:, :, 2])
         axes = np.stack(healpy.pix2vec(_CONE_NSIDE, np.arange(12 * _CONE_NSIDE**2)), -1)
         bound = np.cos(np.deg2rad(self.realism.preferred_cone_deg))

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cesped_stream.conventions import half_set_to_random_subset, rotation_to_euler_deg
 from cesped_stream.durable import rename_durably, write_whole
-from cesped_stream.imaging.junk import KIND_LABEL, PARTICLE
+from cesped_stream.imaging.junk import KIND_LABEL, PARTICLE, REALISM_NAME
 from cesped_stream.imaging.maps import write_map
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.realism import SessionParticles, session_optics, simulate_session
@@ -25,8 +25,6 @@ from cesped_stream.particles.table import OpticsGroup
 from cesped_stream.settings import REPLAY_ONLY, RealismSettings, SimulationSettings
 
 TRUTH_MAP = "truth_map.mrc"
-REALISM_NAME = "realism.json"
-"""What a simulated entry contains besides clean particles: its settings, and counts of what was made of them."""
 
 _CONFIDENCE_LABEL = "rlnMaxValueProbDistribution"
 

@@ -14,6 +14,8 @@ Float64 = NDArray[np.float64]
 PARTICLE = "particle"
 """What `cestreamKind` says of a row that is no junk."""
 KIND_LABEL = "cestreamKind"
+REALISM_NAME = "realism.json"
+"""What an entry contains besides clean particles, or a replay added: its settings, and counts of what came of them."""
 
 _CHAIN_POINTS = 240
 _EDGE_WIDTH_PX = 1.5
