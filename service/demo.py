@@ -15,10 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cesped_stream.benchmark.compare import compare
 from cesped_stream.benchmark.entries import Entry, open_entry
+from cesped_stream.benchmark.examples import save_examples
 from cesped_stream.benchmark.figure import save_figure
 from cesped_stream.benchmark.plan import BatchRole, ReplayPlan, plan_replay
 from cesped_stream.benchmark.replay import TRUTH_NAME, replay
 from cesped_stream.benchmark.report import RunFacts, figure_data, summarise, summary_table, write_summary
+from cesped_stream.benchmark.stream_realism import for_demo, for_replay, for_simulation
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.export.star import export_star
 from cesped_stream.imaging.entry import TRUTH_MAP, write_entry
@@ -28,6 +30,7 @@ from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
 from cesped_stream.particles.star import read_star
+from cesped_stream.settings import RealismSettings
 
 from .resolve import with_absolute_paths
 from .session import SessionFolder
@@ -64,7 +67,7 @@ def simulate_command(settings: SimulateCommand, console: Console) -> int:
             f"output: {settings.output} holds an entry that is not simulated; give another folder"
         )
     with _bars(console) as bars:
-        stated = simulate(settings.simulate, settings.output, bars)
+        stated = simulate(settings.simulate, settings.output, bars, for_simulation(settings.realism))
     console.print(f"{settings.output}: {stated}")
     return 0
 
@@ -74,12 +77,13 @@ def demo_command(settings: DemoCommand, console: Console) -> int:
     stages = Stages()
     start = time.monotonic()
     _refuse_used_output(settings.output)
+    in_images, in_labels = for_demo(settings.realism)
     folder = settings.output / "entry"
     with _bars(console) as bars:
         with stages.stage("simulate"):
-            stated = simulate(settings.simulate, folder, bars)
+            stated = simulate(settings.simulate, folder, bars, in_images)
         console.print(stated)
-        _stream_and_report(open_entry(folder), settings, console, bars, stages, start)
+        _stream_and_report(open_entry(folder), settings, in_labels, console, bars, stages, start)
     return 0
 
 
@@ -89,8 +93,9 @@ def replay_command(settings: ReplayCommand, console: Console) -> int:
     start = time.monotonic()
     _refuse_used_output(settings.output)
     entry = open_entry(settings.entry)
+    realism = for_replay(settings.realism, entry.folder)
     if not settings.roles:
-        plan = plan_replay(entry, settings.replay)
+        plan = plan_replay(entry, settings.replay, realism, symmetry=settings.training.symmetry)
         with _bars(console) as bars:
             task = bars.add_task("landed", total=plan.num_particles)
             replay(
@@ -102,15 +107,18 @@ def replay_command(settings: ReplayCommand, console: Console) -> int:
             )
         return 0
     with _bars(console) as bars:
-        _stream_and_report(entry, settings, console, bars, stages, start)
+        _stream_and_report(entry, settings, realism, console, bars, stages, start)
     return 0
 
 
-def simulate(settings: EntrySettings, folder: Path, bars: Progress) -> str:
+def simulate(settings: EntrySettings, folder: Path, bars: Progress, realism: RealismSettings) -> str:
     """Write a simulated entry into `folder`; return in words what it is, which also lies there as simulated.json."""
     volume, pixel_size = _volume(settings)
     task = bars.add_task("simulated", total=settings.num_particles)
-    write_entry(folder, volume, pixel_size, settings, on_progress=lambda done: bars.update(task, completed=done))
+    write_entry(
+        folder, volume, pixel_size, settings, realism=realism,
+        on_progress=lambda done: bars.update(task, completed=done),
+    )  # fmt: skip
     comparable = settings.map is None and pixel_size == REAL_SNR_PIXEL_SIZE_ANGSTROM
     easy = f"; an easy stream, real images have about {REAL_SNR:g}" if comparable and settings.snr > REAL_SNR else ""
     name = f"Simulated particles of {settings.map.name if settings.map else 'a ribosome (PDB 6ZU5)'}"
@@ -119,6 +127,8 @@ def simulate(settings: EntrySettings, folder: Path, bars: Progress) -> str:
         f"the CTF at this pixel size{easy}"
     )
     sampling = {"box_size": volume.shape[0], "pixel_size_angstrom": pixel_size, "snr": settings.snr}
+    if not realism.is_clean:
+        stated += f"; a session with realism ({realism.preset} preset; {save_examples(folder).name} shows its picks)"
     words = {"name": name, "stated": stated, **sampling}
     (folder / STATED_NAME).write_text(json.dumps(words) + "\n")
     return f"{name}: {stated}"
@@ -140,9 +150,15 @@ def _volume(settings: EntrySettings) -> tuple[NDArray[np.float32], float]:
 
 
 def _stream_and_report(
-    entry: Entry, settings: StreamCommand, console: Console, bars: Progress, stages: Stages, start: float
+    entry: Entry,
+    settings: StreamCommand,
+    realism: RealismSettings,
+    console: Console,
+    bars: Progress,
+    stages: Stages,
+    start: float,
 ) -> None:
-    plan = plan_replay(entry, settings.replay)
+    plan = plan_replay(entry, settings.replay, realism, symmetry=settings.training.symmetry)
     session = session_settings(settings, symmetry_of(entry, settings))
     truth = settings.output / "truth"
     shown = _Bars(bars, plan)

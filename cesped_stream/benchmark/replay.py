@@ -1,7 +1,8 @@
 """Replay: an entry's particles land as star/mrcs batches at a given rate, as if from a microscope.
 
 Files only; no role is started here. The first batch is aligned (keeps its poses), the later ones are not.
-What the stream does not tell stands in a folder outside the landing folder: `truth.star`, keyed by landed image.
+What the stream does not tell stands in a folder outside the landing folder: `truth.star`, keyed by landed image, and
+`realism.json`, what was added to the entry, where something was.
 """
 
 import itertools
@@ -25,7 +26,9 @@ from cesped_stream.benchmark.plan import (
     ReplaySettings,
     tells_pose,
 )
+from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
+from cesped_stream.imaging.junk import REALISM_NAME
 from cesped_stream.particles.stacks import StackReader, parse_image_name, read_header, read_images, write_stack
 from cesped_stream.particles.star import star_bytes, write_star
 from cesped_stream.particles.table import ParticleTable
@@ -67,6 +70,8 @@ def replay(
     stop = stop or Event()
     _check_folders(plan, landing, truth)
     write_star(truth / TRUTH_NAME, plan.truth())
+    if plan.realism is not None:
+        write_whole(truth / REALISM_NAME, json.dumps(plan.realism, indent=1).encode() + b"\n")
     writer = _Writer(plan, landing, truth, settings, now, wait or stop.wait, stop)
     with (truth / LOG_NAME).open("w") as log:
         for batch in plan.batches:
@@ -117,6 +122,11 @@ def _log_line(landed: Landed, monotonic_seconds: float) -> dict[str, object]:
         "monotonic_seconds": monotonic_seconds,
         "unix_seconds": time.time(),
     }
+
+
+def _mode_of_edited(mode: int) -> int:
+    """Edited images do not fit whole numbers."""
+    return mode if mode in (2, 12) else 2
 
 
 @dataclass
@@ -175,7 +185,10 @@ class _Writer:
         staging = self.truth / f".{stack.name}"
         mode = read_header(Path(unquote(table.column(STACK_LABEL)[0]))).mode
         (images,) = read_images(table, self._reader)
-        write_stack(staging, images.images, float(table.pixel_sizes_angstrom()[0]), mode=mode)
+        pixels = images.images
+        if self.plan.images is not None:
+            pixels, mode = self.plan.images(stack.rows, pixels), _mode_of_edited(mode)
+        write_stack(staging, pixels, float(table.pixel_sizes_angstrom()[0]), mode=mode)
         data = staging.read_bytes()
         staging.unlink()
         num_pieces = min(len(stack.rows), math.ceil(len(data) / _PIECE_BYTES))
