@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote
 
 import numpy as np
@@ -34,6 +35,10 @@ class ReplaySettings(Settings):
     """What lands when; the same settings on the same entry give the same bytes."""
 
     seed: int = Field(0, ge=0, description="Seeds the order in which micrographs arrive.")
+    order: Literal["shuffled", "recorded"] = Field(
+        "shuffled",
+        description="Order in which micrographs arrive: drawn with the seed, or recorded: as the entry first names them.",
+    )
     rate: float = Field(0.0, ge=0, description="Streamed particles per second; 0: as fast as the disk takes them.")
     batch_rows: int = Field(200, ge=1, description="Rows of a streamed star, and images of any stack, at most.")
     first_aligned: int = Field(
@@ -135,14 +140,14 @@ def tells_pose(label: str) -> bool:
 
 
 def plan_replay(entry: Entry, settings: ReplaySettings) -> ReplayPlan:
-    """Return what will land: micrographs in a seeded order, the aligned ones first, cut into batches.
+    """Return what will land: micrographs in a seeded or the recorded order, the aligned ones first, cut into batches.
 
-    A micrograph's particles stay together and in their order; rows of a star without micrographs are shuffled
-    one by one. Raises InvalidSettingsError where the aligned micrographs are not in the entry or have no poses.
+    A micrograph's particles stay together and in their order; rows of a star without micrographs are taken one by
+    one. Raises InvalidSettingsError where the aligned micrographs are not in the entry or have no poses.
     """
     table = entry.particles()
     units = _units(table)
-    order = [units[k] for k in np.random.default_rng(settings.seed).permutation(len(units))]
+    order = units if settings.order == "recorded" else _shuffled(units, settings.seed)
     if settings.limit:
         order = order[: _units_holding([len(u) for u in order], settings.limit)]
     aligned, streamed = _split(table, order, settings)
@@ -168,6 +173,10 @@ def _units(table: ParticleTable) -> list[Int64]:
     for row, name in enumerate(table.column("rlnMicrographName")):
         members.setdefault(name, []).append(row)
     return [np.array(rows, np.int64) for rows in members.values()]
+
+
+def _shuffled(units: list[Int64], seed: int) -> list[Int64]:
+    return [units[k] for k in np.random.default_rng(seed).permutation(len(units))]
 
 
 def _units_holding(sizes: list[int], particles: int) -> int:
