@@ -1,10 +1,12 @@
 """Pose errors of the CESPED benchmark (the paper's section 2.4), with the spread beside the mean."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from cesped_stream.so3.distance import angular_error_deg, in_plane_error_deg, rotations_to_numpy, view_error_deg
 from cesped_stream.so3.grids import pose_grid
@@ -78,6 +80,55 @@ def weighted_mean_angular_error_deg(errors_deg: Any, confidence: Any) -> float |
     if weights.sum() == 0:
         return None
     return float((weights * np.asarray(errors_deg, np.float64)).sum() / weights.sum())
+
+
+def halves_combined_as_cesped(halves: Sequence[float], weights: Sequence[float] | None = None) -> float:
+    """Return one figure of two half-sets as the `cesped` package combines them: their mean, or weighted.
+
+    MAnE and shift RMSE are plain means of the halves, wMAnE is weighted by each half's total confidence. NaN for none.
+    """
+    given = np.ones(len(halves)) if weights is None else np.asarray(weights, np.float64)
+    return float((np.asarray(halves, np.float64) * given).sum() / given.sum()) if given.sum() > 0 else float("nan")
+
+
+def shift_rmse_angstrom(true_shifts: Any, predicted_shifts: Any) -> float:
+    """Return the root mean square length of the difference of shifts `(n, 2)` in angstrom (as the `cesped` package)."""
+    difference = np.asarray(predicted_shifts, np.float64) - np.asarray(true_shifts, np.float64)
+    return float(np.sqrt((difference**2).sum(-1).mean()))
+
+
+def effective_number(weights: Any) -> float:
+    """Return how many equal particles weights `(n,)` >= 0 are worth: (sum w)^2 / sum w^2; 0 where all are 0."""
+    values = np.asarray(weights, np.float64)
+    square = float((values**2).sum())
+    return float(values.sum()) ** 2 / square if square > 0 else 0.0
+
+
+def area_under_roc(scores_of_true: Any, scores_of_false: Any) -> float | None:
+    """Return the chance that a true one has a higher score than a false one, ties counting half; None without both.
+
+    The area under the receiver operating characteristic, by ranks (Mann-Whitney): 0.5 is a guess.
+    """
+    true, false = np.asarray(scores_of_true, np.float64), np.asarray(scores_of_false, np.float64)
+    if not len(true) or not len(false):
+        return None
+    ranks = rankdata(np.concatenate([true, false]))[: len(true)]
+    return float((ranks.sum() - len(true) * (len(true) + 1) / 2) / (len(true) * len(false)))
+
+
+def rms_displacement_angstrom(errors_deg: Any, radius_angstrom: Any) -> Float64:
+    """Return how far pose errors `(n,)` move density at radii `(r,)` angstrom, root mean square, `(r,)`.
+
+    A turn by e about any axis moves the points of a sphere of radius r by 2 r sin(e / 2) sqrt(2 / 3) in the root mean
+    square: why a map blurs from its centre outwards (the paper's Appendix E).
+    """
+    chord = 2 * np.sin(np.deg2rad(np.asarray(errors_deg, np.float64)) / 2)
+    return np.asarray(np.asarray(radius_angstrom, np.float64) * np.sqrt(2 / 3 * (chord**2).mean()), np.float64)
+
+
+def median_displacement_angstrom(errors_deg: Any, radius_angstrom: Any) -> Float64:
+    """Return how far the pose error in the middle of `(n,)` moves density at radii `(r,)`: not swayed by lost poses."""
+    return rms_displacement_angstrom([np.median(np.asarray(errors_deg, np.float64))], radius_angstrom)
 
 
 def random_mean_deg(group: Any) -> float:

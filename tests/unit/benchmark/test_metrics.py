@@ -7,9 +7,15 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cesped_stream.benchmark.metrics import (
+    area_under_roc,
+    effective_number,
+    halves_combined_as_cesped,
     mean_angular_error_deg,
+    median_displacement_angstrom,
     pose_metrics,
     random_mean_deg,
+    rms_displacement_angstrom,
+    shift_rmse_angstrom,
     weighted_mean_angular_error_deg,
 )
 from cesped_stream.so3.distance import angular_error_deg
@@ -110,3 +116,46 @@ def test_input_that_would_falsify_a_mean_is_refused(change: dict[str, object], m
     arguments = {"true": true_poses(), "predicted": true_poses(), "confidence": CONFIDENCE, "half_sets": HALVES}
     with pytest.raises(ValueError, match=message):
         pose_metrics(**{**arguments, **change}, group=NONE)
+
+
+def test_cesped_combines_halves_by_mean_or_by_total_confidence() -> None:
+    assert halves_combined_as_cesped([10.0, 20.0]) == 15.0
+    assert halves_combined_as_cesped([10.0, 20.0], [3.0, 1.0]) == 12.5
+    assert np.isnan(halves_combined_as_cesped([]))
+    assert np.isnan(halves_combined_as_cesped([10.0], [0.0]))
+
+
+def test_shift_rmse_is_of_the_length_of_the_difference() -> None:
+    true = np.array([[0.0, 0.0], [1.0, 1.0]])
+    predicted = np.array([[3.0, 4.0], [1.0, 1.0]])
+    assert shift_rmse_angstrom(true, predicted) == pytest.approx(np.linalg.norm(predicted - true) / np.sqrt(2))
+    assert shift_rmse_angstrom(true, predicted) == pytest.approx(np.sqrt(12.5))
+
+
+def test_effective_number_counts_equal_weights_once_each() -> None:
+    assert effective_number(np.full(7, 0.3)) == pytest.approx(7)
+    assert effective_number([1.0, 0.0, 0.0]) == 1.0
+    assert effective_number([0.0, 0.0]) == 0.0
+
+
+def test_area_under_roc_is_the_chance_of_the_right_order() -> None:
+    rng = np.random.default_rng(0)
+    high, low = rng.integers(0, 20, 200) + 3.0, rng.integers(0, 20, 150) + 0.0
+    pairs = high[:, None] - low
+    assert area_under_roc(high, low) == pytest.approx((pairs > 0).mean() + (pairs == 0).mean() / 2)
+    assert area_under_roc([1.0, 1.0], [1.0]) == 0.5
+    assert area_under_roc([], [1.0]) is None
+
+
+def test_displacement_is_that_of_points_on_a_sphere_that_is_turned() -> None:
+    rng = np.random.default_rng(1)
+    points = rng.normal(size=(20_000, 3))
+    points *= 50 / np.linalg.norm(points, axis=1, keepdims=True)
+    errors = np.array([5.0, 40.0, 120.0])
+    turns = Rotation.from_rotvec(np.deg2rad(errors)[:, None] * np.array([[1, 0, 0], [0, 0.6, 0.8], [0, 0, 1]]))
+    moved = np.stack([points @ turn.T - points for turn in turns.as_matrix()])
+    expected = np.sqrt((moved**2).sum(-1).mean())
+    assert rms_displacement_angstrom(errors, [0.0, 50.0]) == pytest.approx([0.0, expected], rel=0.01)
+    assert median_displacement_angstrom(errors, 50.0) == pytest.approx(
+        np.sqrt((moved[1] ** 2).sum(-1).mean()), rel=0.01
+    )
