@@ -20,6 +20,18 @@ class UnreachableFileError(TransientError):
     """A file cannot be opened now: missing, permission denied, vanished mount."""
 
 
+class UnreachableHostError(TransientError):
+    """A server cannot be reached, does not answer in time, or says that it is too busy."""
+
+
+class BusyEntryError(TransientError):
+    """Another process is downloading or making this entry now."""
+
+
+class FullDiskError(TransientError):
+    """There is, or was while writing, not enough free disk."""
+
+
 class PermanentError(CespedStreamError):
     """Stays wrong until someone changes the input."""
 
@@ -42,3 +54,11 @@ class InvalidCheckpointError(PermanentError):
 
 class InvalidSettingsError(PermanentError):
     """A setting that is unknown, out of range or has no effect."""
+
+
+class InvalidRecordError(PermanentError):
+    """A record on a server, or a file of it, that is not what its listing says."""
+
+
+class InvalidEntryError(PermanentError):
+    """An entry's folder whose files do not belong together, or that others' files stand in the way of."""

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource
 
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 
+from .entries_commands import entries_parser
 from .resolve import known_keys, resolve, with_absolute_paths
 from .session import SessionBusyError
 from .settings import InferCommand, SessionSettings, TrainCommand
@@ -107,6 +108,7 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
         title="benchmarks", metavar="BENCHMARK", required=True, parser_class=_Parser
     )
     _add_bench_infer(bench)
+    entries_parser(commands)
     return parser
 
 

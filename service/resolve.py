@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from cesped_stream.errors import InvalidSettingsError
 
-from .settings import SessionSettings
+from .settings import BenchmarkSettings, SessionSettings
 from .toml import read_toml
 
 ENV_PREFIX = "CESPED_STREAM_"
@@ -109,7 +109,7 @@ def _group(annotation: Any) -> type[BaseModel] | None:
 
 
 def _refuse_unknown_variables(kind: type[BaseModel]) -> None:
-    known = {*known_keys(kind), *known_keys(SessionSettings)}
+    known = {*known_keys(kind), *known_keys(SessionSettings), *known_keys(BenchmarkSettings)}
     for variable in os.environ:
         if not variable.upper().startswith(ENV_PREFIX) or variable in NOT_SETTINGS:
             continue

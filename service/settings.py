@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
 from cesped_stream.settings import InferenceSettings, Settings, TrainingSettings
 
 
@@ -156,3 +157,13 @@ class InferCommand(BaseSettings):
         "gold_standard", description="Whose half's model poses a particle: its own or (cross_half) the other."
     )
     inference: InferenceSettings = Field(default_factory=InferenceSettings)
+
+
+class BenchmarkSettings(BaseSettings):
+    """What the commands on benchmark entries have in common."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CESPED_STREAM_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    root: Path = Field(DEFAULT_ROOT, description="Folder that holds entries, one folder each; ~ is expanded.")

@@ -1,10 +1,14 @@
 """Entries: aligned particle sets with known poses, in CESPED's layout or as any star file."""
 
-import json
+import difflib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
+from cesped_stream.benchmark.catalogue import CATALOGUE, DEFAULT_ROOT, DEMO_NAME
+from cesped_stream.benchmark.entry_check import read_symmetry
+from cesped_stream.benchmark.entry_folder import EntryState, entry_state, is_entry_name, local_entries
 from cesped_stream.conventions import half_set_to_random_subset
 from cesped_stream.errors import InvalidStarError, UnreachableFileError
 from cesped_stream.particles.stack_paths import resolve_stack
@@ -40,6 +44,29 @@ class Entry:
         return concatenated(_with_equal_labels(halves, self.stars))
 
 
+def find_entry(target: str, root: Path = DEFAULT_ROOT) -> Entry:
+    """Return the entry of that name under `root`, or the one at that path; names come first.
+
+    "DEMO", the embedded simulated entry, is made under `root` where it is not there yet (seconds; imports torch).
+    Raises UnreachableFileError for what is not on disk, or only in part, with what to do; else as `open_entry`.
+    """
+    folder = root.expanduser() / target
+    if target == DEMO_NAME:
+        from cesped_stream.benchmark.demo_entry import make_demo_entry
+
+        return open_entry(make_demo_entry(root))
+    if is_entry_name(target) and folder.is_dir():
+        if target in CATALOGUE and entry_state(folder) is not EntryState.COMPLETE:
+            raise UnreachableFileError(
+                f"{folder}: not whole yet; `cesped-stream entries download {target}` goes on where it ended"
+            )
+        return open_entry(folder)
+    path = Path(target).expanduser()
+    if path.exists():
+        return open_entry(path)
+    raise UnreachableFileError(_not_found(target, root))
+
+
 def open_entry(path: Path) -> Entry:
     """Return the entry at `path`: a folder in CESPED's layout, a folder with one star file, or a star file.
 
@@ -65,12 +92,28 @@ def open_entry(path: Path) -> Entry:
 
 def _symmetry(folder: Path) -> str | None:
     info = folder / "info_0.json"
-    if not info.is_file():
-        return None
-    try:
-        return str(json.loads(info.read_text())["symmetry"]).upper()
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidStarError(f'{info}: {error!r}; it should read {{"symmetry": "C1"}}') from None
+    return read_symmetry(info) if info.is_file() else None
+
+
+def _not_found(target: str, root: Path) -> str:
+    if target in CATALOGUE:
+        return f"{root / target}: not there; `cesped-stream entries download {target}` fetches it"
+    known = [*CATALOGUE, DEMO_NAME, *local_entries(root)]
+    close = difflib.get_close_matches(target, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else "`cesped-stream entries list` shows what there is"
+    return f"{target}: no entry under {root}, no published one, and no such path; {hint}"
+
+
+def stack_path(name: str, star: Path) -> Path:
+    """Return the real path of a stack that an entry's star names: the name stays in the entry's folder.
+
+    A link in that folder may lead anywhere: whoever made the entry put it there. Raises ForbiddenPathError for a name
+    that leaves the folder, UnreachableFileError for what is not there.
+    """
+    folder = os.path.abspath(star.parent)
+    inside = os.path.commonpath([os.path.normpath(os.path.join(folder, name)), folder]) == folder
+    allowed = (Path("/"),) if inside else (star.parent,)
+    return resolve_stack(name, star=star, image_root=star.parent, allowed_roots=allowed)
 
 
 def _with_stacks(table: ParticleTable, star: Path) -> ParticleTable:
@@ -79,7 +122,7 @@ def _with_stacks(table: ParticleTable, star: Path) -> ParticleTable:
     for text in table.column("rlnImageName"):
         name = parse_image_name(text)[1]
         if name not in stacks:
-            stacks[name] = quote(str(resolve_stack(name, star=star, image_root=None, allowed_roots=(star.parent,))))
+            stacks[name] = quote(str(stack_path(name, star)))
         column.append(stacks[name])
     return table.with_columns({STACK_LABEL: column})
 
