@@ -6,12 +6,11 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
 from cesped_stream.benchmark.plan import ReplaySettings
 from cesped_stream.settings import InferenceSettings, Settings, SimulationSettings, TrainingSettings
 
 from .settings import ServiceSettings
-
-DEFAULT_ROOT = Path("~/cesped_stream_entries")
 
 _CONFIG = SettingsConfigDict(env_prefix="CESPED_STREAM_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
@@ -102,8 +101,8 @@ class ProtocolCommand(BaseSettings):
     )
     half_mode: Literal["gold_standard", "cross_half"] = Field(
         "cross_half",
-        description="Whose half's model poses a particle: cross_half, the other's, which has not seen it. gold_standard, "
-        "its own, only with a checkpoint that was trained on another entry.",
+        description="Whose half's model poses a particle: cross_half, the other's, which has not seen it. "
+        "gold_standard, its own, only with a checkpoint that was trained on another entry.",
     )
     checkpoint: str = Field("", description="Checkpoint folder of another entry to infer with; nothing is trained.")
     allow_symmetry: bool = Field(

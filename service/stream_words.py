@@ -32,12 +32,14 @@ def particles_per_second(text: str) -> float:
     """Return particles per second of `300/s`, `600/min`, `150000/h` or a bare number; InvalidSettingsError else."""
     found = _RATE.fullmatch(text.strip())
     if found is None:
-        raise InvalidSettingsError(f"--rate {text}: no rate; give particles as 300/s, 600/min, 150000/h or 12.5 (a second)")
+        raise InvalidSettingsError(
+            f"--rate {text}: no rate; give particles as 300/s, 600/min, 150000/h or 12.5 (a second)"
+        )
     return float(found[1]) / _SECONDS_OF[found[2] or ""]
 
 
 def report_file(text: str) -> str:
-    """Return the path of a report; InvalidSettingsError where it is no .html, as when `--report` swallowed the entry."""
+    """Return the path of a report; InvalidSettingsError where it is no .html: `--report` took the entry."""
     if text and not text.endswith((".html", ".htm")):
         raise InvalidSettingsError(f"--report {text}: the report is a .html file; name one, or put the entry first")
     return text
@@ -49,7 +51,9 @@ PROTOCOL = Word(
     "whose half's model poses a particle: its own (gold_standard) or the other's (cross_half, CESPED's)",
     choices=("cross_half", "gold_standard"),
 )
-REPORT = Word("--report", "reporting.file", "the page's file (default: report.html in the output)", "FILE.html", read=report_file)
+REPORT = Word(
+    "--report", "reporting.file", "the page's file (default: report.html in the output)", "FILE.html", read=report_file
+)
 NO_REPORT = Word("--no-report", "reporting.write", "write neither report.html nor metrics.json", constant=False)
 
 REPLAY_WORDS = (

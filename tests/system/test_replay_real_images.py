@@ -17,7 +17,7 @@ from cesped_stream.benchmark.replay import restore_truth
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import ModelSettings, PreprocessSettings, TrainingSettings
-from cesped_stream_service.demo import replay_command
+from cesped_stream_service.replay_command import replay_command
 from cesped_stream_service.stream_settings import ReplayCommand
 
 ALIGNED = ("Unt_083.mrc", "Unt_088.mrc")
