@@ -13,6 +13,7 @@ from cesped_stream.errors import CespedStreamError, InvalidSettingsError, Transi
 
 from .entries_commands import entries_parser
 from .resolve import known_keys, resolve, with_absolute_paths
+from .score_command import add_score
 from .session import SessionBusyError
 from .settings import InferCommand, SessionSettings, TrainCommand
 from .stream_words import PROTOCOL_WORDS, REPLAY_WORDS, add_words, with_words
@@ -100,6 +101,7 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=False, parser_class=_Parser)
     for name, text in SETTINGS_COMMANDS.items():
         _add_settings_command(commands, name, text, with_options=name == wanted)
+    add_score(commands)
     _add_requests(commands)
     keys = commands.add_parser("keys", help="make CURVE keys for a tcp endpoint")
     keys.add_argument("_folder", type=Path, metavar="FOLDER", help="where; mode 0700")

@@ -86,8 +86,8 @@ def _cards(measures: StreamMeasures) -> list[Card]:
         resolution = evaluation.maps.unweighted.to_truth.unmasked.resolution_05_angstrom
         cards.append(Card(angstrom(resolution), "map against truth, FSC 0.5 (provisional)"))
     for latency, what in (
-        (measures.latency, "latency, median"),
-        (measures.latency_with_model, "once there was a model"),
+        (measures.latency, "latency, median of all"),
+        (measures.latency_with_model, "latency, landed once there was a model"),
     ):
         if latency is not None and latency.p50_seconds is not None:
             cards.append(Card(f"{latency.p50_seconds:.1f} s", f"{what} (p95 {latency.p95_seconds:.1f} s)"))

@@ -85,7 +85,7 @@ def with_landed_names(table: ParticleTable, truth: ParticleTable) -> ParticleTab
         index, stack = parse_image_name(text)
         plain = PurePosixPath(stack).name
         found = stacks.get(plain) or stacks.get(_IMPORT_NUMBER.sub("", plain)) or set()
-        names.append(text if stack in known or len(found) != 1 else f"{index:06d}@{next(iter(found))}")
+        names.append(text if stack in known or len(found) != 1 else f"{index + 1:06d}@{next(iter(found))}")
     return table.with_columns({"rlnImageName": names})
 
 
