@@ -62,8 +62,8 @@ def score_command(arguments: argparse.Namespace) -> int:
     )
     counts = measures.counts
     console.print(
-        f"{counts.inferred:,} of {counts.streamed:,} streamed particles have a pose; {counts.lost:,} landed particles "
-        f"are not in these stars, {counts.doubled:,} rows are doubled, {counts.foreign:,} never landed",
+        f"{counts.inferred:,} of {counts.streamed:,} streamed particles have a pose in these stars; "
+        f"{counts.doubled:,} rows are doubled, {counts.foreign:,} never landed",
         highlight=False,
     )
     if measures.evaluation is not None:

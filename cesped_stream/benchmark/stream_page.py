@@ -73,7 +73,10 @@ def stream_page(
 def _cards(measures: StreamMeasures) -> list[Card]:
     counts, evaluation = measures.counts, measures.evaluation
     own = measures.facts.get("complete", True)
-    lost = Card(f"{counts.lost:,}", "lost" if own else "not in these stars", _verdict(counts.lost) if own else "")
+    absent = counts.streamed - counts.inferred
+    lost = (
+        Card(f"{counts.lost:,}", "lost", _verdict(counts.lost)) if own else Card(f"{absent:,}", "without a pose here")
+    )
     cards = [Card(f"{counts.inferred:,} of {counts.streamed:,}", "streamed particles with a predicted pose")]
     cards += [lost, Card(f"{counts.doubled:,}", "doubled", _verdict(counts.doubled))]
     if counts.foreign:
@@ -98,8 +101,11 @@ def _next_steps(measures: StreamMeasures) -> list[str]:
     counts, evaluation, steps = measures.counts, measures.evaluation, []
     if measures.facts.get("complete", True) and (counts.lost or counts.doubled or counts.foreign):
         steps.append("Do not use these poses: particles are lost, doubled or foreign. Look at the session's logs/.")
-    if not measures.facts.get("complete", True) and counts.lost:
-        steps.append(f"These stars hold no row for {counts.lost:,} landed particles; the figures are of the others.")
+    absent = counts.streamed - counts.inferred
+    if not measures.facts.get("complete", True) and absent:
+        steps.append(
+            f"These stars pose {absent:,} of the streamed particles not at all; the figures are of the others."
+        )
     if counts.unposed:
         steps.append(f"{counts.unposed:,} images have no pose (NaN, constant, unreadable): see poses_unposed.star.")
     if evaluation is None or evaluation.poses is None:

@@ -107,6 +107,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_order(entry
     assert files_of(first / "landing") != files_of(other / "landing")
 
 
+def test_the_recorded_order_is_the_entrys_own(entry: Entry) -> None:
+    plan = plan_replay(entry, ReplaySettings(order="recorded", first_aligned_micrographs=2, batch_rows=4, seed=3))
+    assert plan.truth().column(SOURCE_LABEL) == entry.particles().column("rlnImageName")
+    shuffled = plan_replay(entry, ReplaySettings(first_aligned_micrographs=2, batch_rows=4, seed=3))
+    assert plan.truth().column(SOURCE_LABEL) != shuffled.truth().column(SOURCE_LABEL)
+
+
 def test_named_micrographs_are_the_aligned_ones(entry: Entry) -> None:
     plan = plan_replay(entry, ReplaySettings(aligned_micrographs=("m4.mrc", "m1.mrc")))
     truth = plan.truth()
