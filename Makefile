@@ -2,12 +2,15 @@
 # make test        set everything up and pass lint, types, import layers and tests
 # make demo-short  the same job in a few minutes: fewer particles, less training, worse poses
 # make test-long   the tests marked slow
+# make test-peers  comparisons with the public cesped package, which gets a virtual environment of its own
 #
 # VENV=/path takes an environment that has every dependency already; nothing is installed into it then.
+# PEERS_VENV=/path does the same for the one that has cesped.
 
 PYTHON ?= python3
 OUTPUT ?= demo-output
 APT_GET ?= apt-get
+PEERS_VENV ?= .venv-peers
 
 ifeq ($(origin VENV),undefined)
 VENV := .venv
@@ -21,7 +24,7 @@ LINKS := build/import
 BIN := $(abspath $(VENV))/bin
 RUN := PYTHONPATH="$(CURDIR):$(CURDIR)/$(LINKS)" MYPYPATH="$(CURDIR)/$(LINKS)" $(BIN)/python -m
 
-.PHONY: demo demo-short test test-long lint types layers unit relion fresh clean
+.PHONY: demo demo-short test test-long test-peers lint types layers unit relion fresh clean
 .DEFAULT_GOAL := test
 
 .venv/.installed: pyproject.toml
@@ -67,12 +70,21 @@ relion:
 	  else echo "RELION is not on PATH: its tests are skipped" >&2; fi; }
 
 unit: ready relion
-	$(RUN) pytest -m "not slow"
+	$(RUN) pytest -m "not slow and not peers"
 
 test: lint types layers unit
 
 test-long: ready relion
-	$(RUN) pytest -m slow
+	$(RUN) pytest -m "slow and not peers"
+
+# torch and torchvision come first and from one build; cesped would else take what it finds.
+$(PEERS_VENV)/bin/python:
+	$(PYTHON) -m venv "$(PEERS_VENV)"
+	"$(PEERS_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check torch torchvision
+	"$(PEERS_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check cesped==25.12.0
+
+test-peers: ready $(PEERS_VENV)/bin/python
+	PEERS_PYTHON="$(abspath $(PEERS_VENV))/bin/python" $(RUN) pytest -m peers tests/peers
 
 clean:
-	rm -rf .venv build demo-output
+	rm -rf .venv .venv-peers build demo-output

@@ -62,3 +62,7 @@ class InvalidRecordError(PermanentError):
 
 class InvalidEntryError(PermanentError):
     """An entry's folder whose files do not belong together, or that others' files stand in the way of."""
+
+
+class ExternalProgramError(PermanentError):
+    """Another program (RELION) could not be started, or ended with an error."""

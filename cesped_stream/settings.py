@@ -1,5 +1,6 @@
 """Settings of the library's stages, typed, bounded and described; the description is the documentation. No torch."""
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -216,6 +217,31 @@ class InferenceSettings(Settings):
     device: Device = Field("auto", description="auto takes CUDA where there is one.")
     precision: Precision = Field("float32", description="bfloat16 runs the backbone in bfloat16.")
     threads: int = Field(0, ge=0, description="CPU threads of one worker; 0: cores shared among trainer and workers.")
+
+
+class EngineSettings(Settings):
+    """What makes maps of particles: our own backprojection, or relion_reconstruct as an external program."""
+
+    kind: Literal["builtin", "relion"] = Field("builtin", description="Our own backprojection, or RELION's program.")
+    device: Device = Field("auto", description="Of the builtin engine; auto: a GPU where there is one.")
+    relion_folder: Path | None = Field(None, description="Folder of RELION's programs; default: PATH.")
+    skip_gridding: bool = Field(
+        False,
+        description="RELION without its iterative gridding, which is then equal to the builtin engine and faster; "
+        "published figures are with it.",
+    )
+    processes: int = Field(1, ge=1, le=512, description="Of RELION; more than 1 run under mpirun.")
+    mpirun: str = Field(
+        "mpirun",
+        min_length=1,
+        description="Command that starts MPI programs, options included: Open MPI as root needs --allow-run-as-root, "
+        "for more processes than cores --oversubscribe.",
+    )
+    singularity_image: Path | None = Field(
+        None,
+        description="Singularity/Apptainer image with RELION, run instead of an installed one; relion_folder and "
+        "mpirun are then the image's own.",
+    )
 
 
 class OpticsSettings(Settings):

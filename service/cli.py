@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 
 from .entries_commands import entries_parser
+from .evaluate_command import add_evaluate
 from .resolve import known_keys, resolve, with_absolute_paths
 from .score_command import add_score
 from .session import SessionBusyError
@@ -111,6 +112,7 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
     )
     _add_bench_infer(bench)
     entries_parser(commands)
+    add_evaluate(commands)
     return parser
 
 

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cesped_stream.benchmark.add_entry import AddedEntry
-    from cesped_stream.benchmark.entry_info import EntryInfo, HalfInfo
+    from cesped_stream.benchmark.entry_info import EntryInfo, EntryLine, HalfInfo
     from cesped_stream.benchmark.verify_entry import EntryReport
 
 OnProgress = Callable[[str, int, int], None]
 
 SERVER_HELP = "server of the records, or a mirror with the same layout; default: https://zenodo.org"
+_LIST_TITLES = ("entry", "on disk", "in paper", "sym.", "box", "particles", "what")
 DESCRIPTION = """\
 Entries of the CESPED benchmark, and your own particles as entries.
 
@@ -106,7 +107,9 @@ def _add_add(entries: Any) -> None:
             metavar="STAR",
             help=f"or two stars: that of half-set {half}",
         )
-    parser.add_argument("--symmetry", dest="_symmetry", required=True, help="point group as in RELION: C1, D2, O, ...")
+    parser.add_argument(
+        "--symmetry", dest="_symmetry", required=True, metavar="NAME", help="point group as in RELION: C1, D2, O, ..."
+    )
     parser.add_argument(
         "--image-root", dest="_image_root", type=Path, metavar="FOLDER",
         help="folder that rlnImageName is relative to (the RELION project); default: the star's, or a parent of it",
@@ -127,23 +130,25 @@ def _add_verify(entries: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from rich.table import Table
-
     from cesped_stream.benchmark.entry_info import line_to_json, list_entries
 
     lines = list_entries(benchmark_root(arguments))
     if arguments._json:
         print(json.dumps([line_to_json(line) for line in lines], indent=1))
         return 0
-    table = Table(box=None, pad_edge=False)
-    for title in ("entry", "on disk", "in paper", "symm.", "box", "particles", "what"):
-        table.add_column(title, no_wrap=True)
-    for line in lines:
-        count = "" if line.num_particles is None else f"{line.num_particles:,}"
-        facts = (line.in_paper, line.symmetry or "", str(line.box_size or ""), count)
-        table.add_row(line.name, line.state, *facts, line.composition)
-    _console().print(table)
+    rows = [_LIST_TITLES, *map(_list_row, lines)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    console = _console()
+    for row in rows:
+        text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        console.print(text.rstrip(), no_wrap=True, overflow="ellipsis")
     return 0
+
+
+def _list_row(line: "EntryLine") -> tuple[str, ...]:
+    count = "" if line.num_particles is None else f"{line.num_particles:,}"
+    box_size = str(line.box_size or "")
+    return (line.name, str(line.state), line.in_paper, line.symmetry or "", box_size, count, line.composition)
 
 
 def _download(arguments: argparse.Namespace) -> int:
@@ -296,7 +301,8 @@ def _info_words(info: "EntryInfo") -> Iterator[str]:
 def _half_words(half: "HalfInfo") -> Iterator[str]:
     if not half.num_particles:
         return
-    yield f"  {half.num_particles:,} particles, {half.num_with_poses:,} with poses, {half.num_micrographs:,} micrographs"
+    posed = f"{half.num_with_poses:,} with poses"
+    yield f"  {half.num_particles:,} particles, {posed}, {half.num_micrographs:,} micrographs"
     boxes, pixels = ", ".join(map(str, half.box_sizes)), ", ".join(f"{size:g}" for size in half.pixel_sizes_angstrom)
     voltages = ", ".join(f"{voltage:g}" for voltage in half.voltages_kv)
     yield f"  box {boxes or 'not stated'}; {pixels} A/px; {voltages or '?'} kV; optics groups: {half.optics_groups}"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
-from cesped_stream.benchmark.entry_folder import HALVES, check_new_name, done_path, entry_lock, mark_added
+from cesped_stream.benchmark.entry_folder import HALVES, check_new_name, disk_errors, done_path, entry_lock, mark_added
 from cesped_stream.conventions import half_set_to_random_subset
 from cesped_stream.durable import rename_durably, write_whole
 from cesped_stream.errors import InvalidEntryError, InvalidSettingsError, InvalidStarError, NotSettledError
@@ -153,12 +153,12 @@ def _add(
 ) -> AddedEntry:
     check_new_name(target)
     group_rotations(symmetry)
-    with StackReader() as reader, entry_lock(target, root) as folder:
+    with StackReader() as reader, entry_lock(target, root) as folder, disk_errors(folder):
         for half in tables:
             _refuse_present(folder, half)
         sources = [_source(half, table, stars[half], particles_root, reader) for half, table in tables.items()]
         added = AddedEntry(folder, {source.half_set: len(source.table) for source in sources})
-        _check_images(sources)
+        _check_images([*_linked_already(folder, sources, reader), *sources])
         making = folder.with_name(f".{target}.adding")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
@@ -192,6 +192,16 @@ def _source(half: int, table: ParticleTable, star: Path, particles_root: Path | 
         stacks.append(found[name])
         indices.append(index)
     return _Source(half, table, stacks, indices, {path: reader.header(path) for path in dict.fromkeys(stacks)})
+
+
+def _linked_already(folder: Path, new: Sequence[_Source], reader: StackReader) -> list[_Source]:
+    """Return the rows of a half-set that was added before, whose images are links: they may be those of the new one.
+
+    Of a copy the sources are not known any more.
+    """
+    stars = {half: folder / f"particles_{half}.star" for half in HALVES if half not in {s.half_set for s in new}}
+    present = {half: star for half, star in stars.items() if star.is_file()}
+    return [_source(half, read_star(star), star, folder, reader) for half, star in present.items()]
 
 
 def _check_images(sources: Sequence[_Source]) -> None:
@@ -253,8 +263,8 @@ class _Writer:
         """Copy the images into one stack, in the order of the rows; return the rows' new image names."""
         if len(set(boxes)) > 1:
             raise InvalidStarError(
-                f"{source.table.source}: images of {', '.join(map(str, sorted(set(boxes))))} px cannot share a stack; add "
-                "them by links"
+                f"{source.table.source}: images of {', '.join(map(str, sorted(set(boxes))))} px cannot share a stack; "
+                "add them by links"
             )
         name = f"particles_{source.half_set}.mrcs"
         pixel_size = float(source.table.pixel_sizes_angstrom()[0])
@@ -305,6 +315,9 @@ def _publish(making: Path, folder: Path, half_sets: Sequence[int]) -> None:
         return
     names = sorted((path.name for path in making.iterdir()), key=lambda name: name.endswith(".star"))
     for name in names:
+        # Left by a call that was killed here: its star, which comes last, is not there.
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
         rename_durably(making / name, folder / name)
     for half in half_sets:
         mark_added(folder, half, folder.name)

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Final
 
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT, DEMO_NAME
-from cesped_stream.benchmark.entry_folder import HALVES, EntryState, entry_folder, entry_lock, entry_state, mark_added
+from cesped_stream.benchmark.entry_folder import (
+    HALVES,
+    EntryState,
+    disk_errors,
+    entry_folder,
+    entry_lock,
+    entry_state,
+    mark_added,
+)
 from cesped_stream.durable import rename_durably
 from cesped_stream.imaging.entry import write_entry
 from cesped_stream.imaging.molecule import embedded_ribosome, molecule_to_map
@@ -34,7 +42,7 @@ def make_demo_entry(
     folder = entry_folder(DEMO_NAME, root)
     if entry_state(folder) is EntryState.COMPLETE:
         return folder
-    with entry_lock(DEMO_NAME, root):
+    with entry_lock(DEMO_NAME, root), disk_errors(folder):
         if entry_state(folder) is EntryState.COMPLETE:
             return folder
         making = folder.with_name(f".{DEMO_NAME}.making")

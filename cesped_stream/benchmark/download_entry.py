@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,7 +78,7 @@ def download_entry(
     entry = published(target)
     if all(_is_done(entry, half, root) for half in half_sets):
         return Downloaded(entry_folder(target, root), ())
-    with server or RecordServer() as line:
+    with _line(server) as line:
         if entry.images_of is not None and any(not _is_done(entry, half, root) for half in half_sets):
             download_entry(entry.images_of, root, half_sets=half_sets, server=line, on_progress=on_progress)
         with entry_lock(target, root) as folder:
@@ -101,7 +102,7 @@ def download_mask(target: str, root: Path = DEFAULT_ROOT, *, server: RecordServe
         return path
     with entry_lock(target, root) as folder:
         _make(folder)
-        with server or RecordServer() as line:
+        with _line(server) as line:
             listed = {file.name: file for file in line.files(MASK_RECORD)}
             if entry.mask_name not in listed:
                 raise InvalidRecordError(f"record {MASK_RECORD}: no {entry.mask_name} in it; give a mask of your own")
@@ -109,6 +110,11 @@ def download_mask(target: str, root: Path = DEFAULT_ROOT, *, server: RecordServe
             _fetch_file(mask, folder, line, lambda done: None)
         _publish(mask, folder)
     return path
+
+
+def _line(server: RecordServer | None) -> AbstractContextManager[RecordServer]:
+    """Return the caller's server, which stays open, or one of our own."""
+    return RecordServer() if server is None else nullcontext(server)
 
 
 def _is_done(entry: CatalogueEntry, half: int, root: Path) -> bool:

@@ -1,5 +1,6 @@
 """An entry's folder under the benchmark root: its name, whether it is whole, and who works on it now."""
 
+import errno
 import fcntl
 import os
 import re
@@ -11,7 +12,7 @@ from typing import Final
 
 from cesped_stream.benchmark.catalogue import CATALOGUE, DEMO_NAME
 from cesped_stream.durable import write_whole
-from cesped_stream.errors import BusyEntryError, InvalidSettingsError, UnreachableFileError
+from cesped_stream.errors import BusyEntryError, FullDiskError, InvalidSettingsError, UnreachableFileError
 
 HALVES: Final = (0, 1)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -68,9 +69,10 @@ def mask_path(folder: Path) -> Path:
 
 
 def half_state(folder: Path, half_set: int) -> EntryState:
-    """Return how much of a half-set is there. A published entry needs its marker, any other one star and info."""
+    """Return how much of a half-set is there. A published one needs star, stack and marker, any other one its star."""
     star = folder / f"particles_{half_set}.star"
-    if star.is_file() and (done_path(folder, half_set).is_file() or folder.name not in CATALOGUE):
+    published = (star.with_suffix(".mrcs"), done_path(folder, half_set)) if folder.name in CATALOGUE else ()
+    if star.is_file() and all(path.is_file() for path in published):
         return EntryState.COMPLETE
     some = [path for path in _names(folder) if f"particles_{half_set}" in path or f"info_{half_set}" in path]
     return EntryState.PARTIAL if some else EntryState.ABSENT
@@ -117,6 +119,18 @@ def entry_lock(target: str, root: Path) -> Iterator[Path]:
         yield folder
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the file system says of `path` meanwhile into FullDiskError or UnreachableFileError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FullDiskError(f"{path}: no space left; make room and start again") from None
+        reason = error.strerror or str(error)
+        raise UnreachableFileError(f"{path}: {reason}; may this user write there, is its mount there?") from None
 
 
 def _take(descriptor: int, folder: Path) -> None:

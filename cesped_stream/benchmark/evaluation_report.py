@@ -70,7 +70,7 @@ def _errors_of_columns(evaluation: Evaluation) -> tuple[PoseErrors | None, ...]:
 
 
 def _map_table(maps: ScoredMaps, *, masked: bool) -> Table:
-    table = Table(title=f"Maps, {'masked' if masked else 'unmasked'}: PCC, and Å where the FSC falls below")
+    table = Table(title=f"Maps, {'masked' if masked else 'unmasked'}: PCC, FSC in Å")
     table.title_justify = "left"
     table.add_column("", no_wrap=True)
     for scores in (maps.unweighted, maps.weighted):
@@ -141,9 +141,11 @@ def _own_notes(evaluation: Evaluation) -> list[str]:
         notes.append(f"Partial: errors are of the {together.num_predicted:,} particles predicted; GT is of all.")
     if evaluation.poses is not None and evaluation.prediction_type is not PredictionType.S2:
         notes.append(f"A predictor that guesses blindly has a MAnE of {evaluation.poses.random_mean_deg:.1f}°.")
+    if len(evaluation.errors_deg) and (evaluation.truth_confidences == 1).all():
+        notes.append("The truth has no confidences: wMAnE has weights of 1.")
     notes += _confidence_notes(evaluation)
     if (maps := evaluation.maps) is not None:
-        notes.append("GT is the map of the truth's poses, V of the predicted ones, 0 and 1 their half-sets.")
+        notes.append("GT: map of the truth's poses; V: of the predicted ones; 0 and 1: their half-sets.")
         notes.append(f"Engine: {maps.truth.engine}. GT and V share images and so noise; GT₁ and V₀ do not.")
         if evaluation.num_junk_in_maps:
             notes.append(f"{evaluation.num_junk_in_maps:,} rows of junk stand in the maps V, none in GT.")

@@ -1,17 +1,16 @@
 """Files put together on disk from pieces that come over an unreliable line: resumed at the byte, checked by md5."""
 
-import errno
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from hashlib import md5
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from cesped_stream.benchmark.entry_folder import disk_errors
 from cesped_stream.benchmark.records import Assembly, RecordFile
 from cesped_stream.durable import write_whole
-from cesped_stream.errors import FullDiskError, InvalidRecordError, UnreachableFileError
+from cesped_stream.errors import InvalidRecordError
 
 ReadFrom = Callable[[RecordFile, int], Iterator[bytes]]
 """Gives a file's bytes from an offset to its end, in order, however often it has to ask again."""
@@ -57,7 +56,7 @@ def fetch(
     full, UnreachableFileError for any other failure of it; whatever `read_from` raises goes through.
     """
     path = part_path(folder, assembly.name)
-    with _disk_errors(path), open(path, "r+b" if path.exists() else "w+b") as part:
+    with disk_errors(path), open(path, "r+b" if path.exists() else "w+b") as part:
         checked = _checked_pieces(assembly, folder, os.fstat(part.fileno()).st_size)
         offset = sum(piece.size for piece in assembly.pieces[:checked])
         on_bytes(offset)
@@ -72,7 +71,7 @@ def fetch(
 
 def is_same_file(path: Path, assembly: Assembly, *, on_bytes: OnBytes = lambda done: None) -> str | None:
     """Return None where the file's size and the md5 of each of its pieces are as listed, else which one is not."""
-    with _disk_errors(path), open(path, "rb") as stream:
+    with disk_errors(path), open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size != assembly.size:
             return f"{size:,} bytes, the record says {assembly.size:,}"
@@ -150,15 +149,3 @@ def _blocks(stream: BinaryIO, size: int) -> Iterator[bytes]:
     while size and (block := stream.read(min(size, _READ_BYTES))):
         yield block
         size -= len(block)
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise FullDiskError(f"{path}: no space left; make room and start again, what is there is kept") from None
-        raise UnreachableFileError(
-            f"{path}: {error.strerror}; may this user write there, is its mount there?"
-        ) from None

@@ -1,32 +1,23 @@
 """Maps of the particles of a table, by any engine: one interface for our own backprojection and for RELION."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from cesped_stream.errors import InvalidStarError
+from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.stacks import StackReader, read_images
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.backproject import Backprojector
+from cesped_stream.reconstruction.particles import Float64, Reconstruction, check_particles
+from cesped_stream.reconstruction.relion import RelionEngine
+from cesped_stream.settings import EngineSettings
 from cesped_stream.so3.symmetry import group_rotations
 
+__all__ = ["BuiltinEngine", "Engine", "Reconstruction", "RelionEngine", "engine_from"]
+
 ROWS_AT_ONCE = 256
-
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Reconstruction:
-    """A map `(box, box, box)` (z, y, x) of so many particles, by the engine named."""
-
-    volume: Float32
-    pixel_size_angstrom: float
-    num_particles: int
-    engine: str
 
 
 class Engine(Protocol):
@@ -47,7 +38,8 @@ class Engine(Protocol):
     ) -> Reconstruction:
         """Return the map of all rows; `cestreamStack` names each row's stack, `weights` `(n,)` weigh the particles.
 
-        Raises InvalidStarError where columns that a right map needs are missing, or boxes or pixel sizes differ.
+        Raises InvalidStarError where columns that a right map needs are missing, a row has no pose, or boxes or pixel
+        sizes differ; ValueError for weights that are not finite, below 0 or all 0.
         """
         ...
 
@@ -71,12 +63,7 @@ class BuiltinEngine:
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> Reconstruction:
         """See `Engine.reconstruct`."""
-        pixel_sizes = np.unique(table.pixel_sizes_angstrom())
-        if len(pixel_sizes) != 1:
-            raise InvalidStarError(
-                f"{table.source or 'particles'}: pixel sizes {', '.join(f'{p:g}' for p in pixel_sizes)} A; "
-                "a map is made of particles of one pixel size, reconstruct each by itself"
-            )
+        pixel_size = check_particles(table, weights)
         group, reader = group_rotations(symmetry), StackReader()
         rotations, shifts, ctf = table.rotations(), table.shifts_angstrom(), table.ctf_parameters()
         backprojector: Backprojector | None = None
@@ -85,7 +72,7 @@ class BuiltinEngine:
             for images in read_images(table.select(rows), reader):
                 index, box = rows[images.index], images.images.shape[-1]
                 if backprojector is None:
-                    backprojector = Backprojector(box, float(pixel_sizes[0]), device=self._device)
+                    backprojector = Backprojector(box, pixel_size, device=self._device)
                 if box != backprojector.box_size:
                     raise InvalidStarError(
                         f"{table.source or 'particles'}: boxes of {backprojector.box_size} and {box} pixels; "
@@ -100,6 +87,15 @@ class BuiltinEngine:
                     group=group,
                 )
             on_progress(int(rows[-1]) + 1)
-        if backprojector is None:
-            raise InvalidStarError(f"{table.source or 'particles'}: no particles; a map needs at least one")
-        return Reconstruction(backprojector.map(), float(pixel_sizes[0]), len(table), self.name)
+        assert backprojector is not None
+        return Reconstruction(backprojector.map(), pixel_size, len(table), self.name)
+
+
+def engine_from(settings: EngineSettings) -> Engine:
+    """Return the engine of these settings. InvalidSettingsError where its device or its programs are not there."""
+    if settings.kind == "relion":
+        return RelionEngine(settings)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidSettingsError("device is cuda, and this machine has no usable CUDA GPU; set it to auto or cpu")
+    wants_gpu = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    return BuiltinEngine(device="cuda" if wants_gpu else "cpu")

@@ -1,0 +1,79 @@
+"""`cesped-stream evaluate` from its words to its report and files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.scored import small_entry, truth_of, turned
+
+from cesped_stream.particles.star import write_star
+from cesped_stream_service.cli import main
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("root")
+    truth = truth_of(small_entry(folder / "mine", num_particles=40, symmetry="C2")).without(["cestreamStack"])
+    predicted = turned(truth, 6.0)
+    write_star(folder / "both.star", predicted)
+    for half in (0, 1):
+        write_star(folder / f"half_{half}.star", predicted.select(np.flatnonzero(truth.half_sets() == half)))
+    return folder
+
+
+def evaluate(root: Path, *words: str) -> int:
+    return main(["evaluate", "--root", str(root), *words])
+
+
+def test_an_entry_under_the_root_is_scored(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    halves = [f"--half{half}={root}/half_{half}.star" for half in (0, 1)]
+    assert evaluate(root, "--target", "mine", *halves, "--output", str(tmp_path / "out")) == 0
+    printed = capsys.readouterr().out
+    assert "mine: poses (SO3, C2)" in printed and "6.00°" in printed and "Maps, masked" in printed
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["meanAngularError"] == pytest.approx(6.0, abs=1e-3)
+    assert "made of the truth's map" in metrics["cesped_stream"]["mask"]
+    assert (tmp_path / "out" / "slices.png").is_file() and (tmp_path / "out" / "mask.mrc").is_file()
+
+
+def test_one_star_of_both_halves_and_a_star_as_truth(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = str(root / "mine" / "particles_0.star")
+    words = ["--target", target, "--predictions", f"{root}/half_0.star", "--poses-only", "--symmetry", "C1"]
+    assert evaluate(root, *words) == 0
+    printed = capsys.readouterr().out
+    assert "particles_0: poses (SO3, C1)" in printed and "Maps" not in printed
+    assert evaluate(root, "--target", "mine", "--predictions", f"{root}/both.star", "--poses-only") == 0
+    assert "40 (100 %)" in capsys.readouterr().out
+
+
+def test_masked_figures_are_left_out_on_request(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(root, "--target", "mine", "--predictions", f"{root}/both.star", "--mask", "none") == 0
+    printed = capsys.readouterr().out
+    assert "Maps, unmasked" in printed and "Maps, masked" not in printed and "Mask: none." in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--target", "mine"], "--half0 and --half1, or --predictions"),
+        (["--target", "mine", "--half0", "a.star"], "--half0 and --half1, or --predictions"),
+        (
+            ["--target", "mine", "--half0", "a.star", "--half1", "b.star", "--predictions", "c.star"],
+            "--half0 and --half1",
+        ),
+        (["--target", "nothing", "--predictions", "both.star", "--poses-only"], "nothing"),
+        (["--target", "mine", "--predictions", "absent.star"], "absent.star"),
+        (["--target", "mine", "--predictions", "both.star", "--mask", "absent.mrc"], "absent.mrc"),
+        (["--target", "mine", "--predictions", "both.star", "--processes", "0"], "engine: processes: got 0"),
+        (["--target", "mine/particles_0.star", "--predictions", "half_0.star", "--poses-only"], "give the point group"),
+        (["--target", "mine", "--predictions", "both.star", "--prediction-type", "R3"], "invalid choice: 'R3'"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    root: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    assert evaluate(root, *words) in (2, 75)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("cesped-stream: error: ") and expected in err
