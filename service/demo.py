@@ -10,10 +10,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cesped_stream.benchmark.entries import open_entry
+from cesped_stream.benchmark.examples import save_examples
+from cesped_stream.benchmark.stream_realism import for_simulation, labels_only
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.imaging.entry import write_entry
 from cesped_stream.imaging.maps import crop_map, read_map
 from cesped_stream.imaging.molecule import embedded_ribosome, molecule_to_map
+from cesped_stream.settings import REPLAY_ONLY, RealismSettings
 
 from .replay_command import Stages, progress_bars, refuse_used_output, stream_and_report
 from .stream_outcome import STATED_NAME
@@ -32,7 +35,7 @@ def simulate_command(settings: SimulateCommand, console: Console) -> int:
             f"output: {settings.output} holds an entry that is not simulated; give another folder"
         )
     with progress_bars(console) as bars:
-        stated = simulate(settings.simulate, settings.output, bars)
+        stated = simulate(settings.simulate, settings.output, bars, for_simulation(settings.realism))
     console.print(f"{settings.output}: {stated}")
     return 0
 
@@ -45,17 +48,21 @@ def demo_command(settings: DemoCommand, console: Console) -> int:
     folder = settings.output / "entry"
     with progress_bars(console) as bars:
         with stages.stage("simulate"):
-            stated = simulate(settings.simulate, folder, bars)
+            stated = simulate(settings.simulate, folder, bars, settings.realism.without(REPLAY_ONLY))
         console.print(stated)
-        stream_and_report(open_entry(folder), settings, console, bars, stages, start)
+        in_stream = labels_only(settings.realism)  # the rest is in the images
+        stream_and_report(open_entry(folder), settings, in_stream, console, bars, stages, start)
     return 0
 
 
-def simulate(settings: EntrySettings, folder: Path, bars: Progress) -> str:
+def simulate(settings: EntrySettings, folder: Path, bars: Progress, realism: RealismSettings) -> str:
     """Write a simulated entry into `folder`; return in words what it is, which also lies there as simulated.json."""
     volume, pixel_size = _volume(settings)
     task = bars.add_task("simulated", total=settings.num_particles)
-    write_entry(folder, volume, pixel_size, settings, on_progress=lambda done: bars.update(task, completed=done))
+    write_entry(
+        folder, volume, pixel_size, settings, realism=realism,
+        on_progress=lambda done: bars.update(task, completed=done),
+    )  # fmt: skip
     comparable = settings.map is None and pixel_size == REAL_SNR_PIXEL_SIZE_ANGSTROM
     easy = f"; an easy stream, real images have about {REAL_SNR:g}" if comparable and settings.snr > REAL_SNR else ""
     name = f"Simulated particles of {settings.map.name if settings.map else 'a ribosome (PDB 6ZU5)'}"
@@ -64,6 +71,8 @@ def simulate(settings: EntrySettings, folder: Path, bars: Progress) -> str:
         f"the CTF at this pixel size{easy}"
     )
     sampling = {"box_size": volume.shape[0], "pixel_size_angstrom": pixel_size, "snr": settings.snr}
+    if not realism.is_clean:
+        stated += f"; a session with realism ({realism.preset} preset; {save_examples(folder).name} shows its picks)"
     words = {"name": name, "stated": stated, **sampling}
     (folder / STATED_NAME).write_text(json.dumps(words) + "\n")
     return f"{name}: {stated}"

@@ -25,6 +25,7 @@ from cesped_stream.benchmark.report import (
     summary_table,
     write_summary,
 )
+from cesped_stream.benchmark.stream_realism import for_replay
 from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream
 from cesped_stream.benchmark.stream_times import StreamTimes, stream_times
 from cesped_stream.errors import InvalidSettingsError
@@ -37,6 +38,7 @@ from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import BuiltinEngine
+from cesped_stream.settings import RealismSettings
 
 from .commit_times import committed_at
 from .resolve import with_absolute_paths
@@ -71,21 +73,28 @@ def replay_command(settings: ReplayCommand, console: Console) -> int:
     refuse_used_output(settings.output)
     entry = find_entry(str(settings.entry), settings.root)
     with progress_bars(console) as bars:
+        realism = for_replay(settings.realism, entry.folder)
         if settings.roles:
-            stream_and_report(entry, settings, console, bars, stages, start)
+            stream_and_report(entry, settings, realism, console, bars, stages, start)
         else:
-            _land_only(entry, settings, bars)
+            _land_only(entry, settings, realism, bars)
     return 0
 
 
 def stream_and_report(
-    entry: Entry, settings: StreamCommand, console: Console, bars: Progress, stages: Stages, start: float
+    entry: Entry,
+    settings: StreamCommand,
+    realism: RealismSettings,
+    console: Console,
+    bars: Progress,
+    stages: Stages,
+    start: float,
 ) -> None:
     """Stream an entry into a session on this machine, and write and print what came of it."""
-    plan = plan_replay(entry, settings.replay)
     session = session_settings(settings, symmetry_of(entry, settings))
+    plan = plan_replay(entry, settings.replay, realism, symmetry=session.training.symmetry)
     truth = settings.output / "truth"
-    statement = _statement(entry, plan, settings, session.training.symmetry)
+    statement = _statement(entry, plan, settings, realism, session.training.symmetry)
     statement.write(truth)
     shown = _Bars(bars, plan)
     with stages.stage("stream"):
@@ -107,18 +116,21 @@ def report_file(settings: StreamCommand) -> Path:
     return settings.reporting.file or settings.output / REPORT_NAME
 
 
-def _land_only(entry: Entry, settings: ReplayCommand, bars: Progress) -> None:
-    plan = plan_replay(entry, settings.replay)
+def _land_only(entry: Entry, settings: ReplayCommand, realism: RealismSettings, bars: Progress) -> None:
+    symmetry = symmetry_of(entry, settings)
+    plan = plan_replay(entry, settings.replay, realism, symmetry=symmetry)
     truth = settings.output / "truth"
-    _statement(entry, plan, settings, symmetry_of(entry, settings)).write(truth)
+    _statement(entry, plan, settings, realism, symmetry).write(truth)
     task = bars.add_task("landed", total=plan.num_particles)
     landing = settings.output / "landing"
     land_plan(plan, landing, truth, settings.replay, on_landed=lambda landed: bars.advance(task, landed.num_rows))
 
 
-def _statement(entry: Entry, plan: ReplayPlan, settings: StreamCommand, symmetry: str) -> StreamStatement:
+def _statement(
+    entry: Entry, plan: ReplayPlan, settings: StreamCommand, realism: RealismSettings, symmetry: str
+) -> StreamStatement:
     replay = settings.replay.model_dump(mode="json")
-    words = contained_words(entry.name, stated_of(entry.folder), replay, plan.count(BatchRole.STREAMED))
+    words = contained_words(entry, replay, plan.count(BatchRole.STREAMED), realism)
     return StreamStatement(entry.name, symmetry, words, replay)
 
 

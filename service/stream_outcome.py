@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.progress import Progress
 
+from cesped_stream.benchmark.entries import Entry
 from cesped_stream.benchmark.evaluation_files import BLOCK, METRICS_FILE, metrics_bytes
 from cesped_stream.benchmark.figure import Timeline
 from cesped_stream.benchmark.stream_page import stream_page
@@ -15,7 +16,9 @@ from cesped_stream.benchmark.stream_report import StreamMeasures, streamed
 from cesped_stream.benchmark.stream_times import StreamTimes
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidStarError, UnreachableFileError
+from cesped_stream.imaging.entry import REALISM_NAME
 from cesped_stream.particles.table import ParticleTable
+from cesped_stream.settings import RealismSettings
 
 STREAM_NAME = "stream.json"
 """In a replay's truth folder: what streamed, in words and settings, so that other tools' stars can be scored."""
@@ -63,17 +66,41 @@ def stated_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text())) if file.is_file() else {}
 
 
-def contained_words(name: str, stated: Mapping[str, Any], replay: Mapping[str, Any], streamed: int) -> tuple[str, ...]:
-    """Return in words what streamed: the entry's own statement and how it landed."""
+def contained_words(
+    entry: Entry, replay: Mapping[str, Any], streamed: int, realism: RealismSettings
+) -> tuple[str, ...]:
+    """Return in words what streamed: the entry's own statement, what it contains that sessions do, how it landed."""
+    stated = stated_of(entry.folder)
+    own = f"{stated.get('name', entry.name)}: {stated['stated']}." if stated.get("stated") else f"Entry {entry.name}."
     rate = float(replay["rate"])
     pace = f"at {rate:g} particles a second" if rate else "as fast as the disk took them"
-    own = [f"{stated.get('name', name)}: {stated['stated']}"] if stated.get("stated") else [f"Entry {name}."]
-    own += [f"{key}: {value}" for key, value in stated.items() if key in ("preset", "realism") and value]
     order = (
         "in the recorded order" if replay["order"] == "recorded" else f"in an order drawn with seed {replay['seed']}"
     )
     how = f"{streamed:,} particles streamed {pace}, {replay['batch_rows']} to a star, micrographs {order}."
-    return (*own, how)
+    return (own, *_realism_words(entry, realism), how)
+
+
+def _realism_words(entry: Entry, realism: RealismSettings) -> list[str]:
+    """What a simulation or this replay put in that real sessions contain; recorded images are what they are."""
+    file = entry.folder / REALISM_NAME
+    in_images = RealismSettings.model_validate(json.loads(file.read_text())["settings"]) if file.is_file() else None
+    said = []
+    for where, settings in (("Simulated images", in_images), ("This stream", realism)):
+        if settings is not None and not settings.is_clean:
+            said.append(f"{where}: preset {settings.preset}, {_unlike_clean(settings)}.")
+    simulated = (entry.folder / STATED_NAME).is_file()
+    if not said and simulated:
+        said.append(
+            "Preset clean: no junk, no neighbours, white noise, no drift, exact labels. Real sessions are harder."
+        )
+    return said
+
+
+def _unlike_clean(settings: RealismSettings) -> str:
+    clean = RealismSettings().model_dump(mode="json")
+    found = settings.model_dump(mode="json", exclude={"preset"})
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.items() if value != clean[key])
 
 
 def write_outcome(

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
 from cesped_stream.benchmark.plan import ReplaySettings
-from cesped_stream.settings import InferenceSettings, Settings, SimulationSettings, TrainingSettings
+from cesped_stream.settings import InferenceSettings, RealismSettings, Settings, SimulationSettings, TrainingSettings
 
 from .settings import ServiceSettings
 
@@ -51,6 +51,7 @@ class StreamCommand(BaseSettings):
         "summary.json, figure.png."
     )
     replay: ReplaySettings = Field(default_factory=ReplaySettings)
+    realism: RealismSettings = Field(default_factory=RealismSettings)
     half_mode: Literal["gold_standard", "cross_half"] = Field(
         "gold_standard", description="Whose half's model poses a particle: its own, or (cross_half) the other's."
     )
@@ -120,3 +121,4 @@ class SimulateCommand(BaseSettings):
 
     output: Path = Field(description="Entry's folder: particles_{0,1}.star and .mrcs, info_{0,1}.json, truth_map.mrc.")
     simulate: EntrySettings = Field(default_factory=EntrySettings)
+    realism: RealismSettings = Field(default_factory=RealismSettings)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cesped_stream.benchmark.metrics import PoseMetrics, pose_metrics
 from cesped_stream.benchmark.plan import ROLE_LABEL, BatchRole
+from cesped_stream.imaging.junk import KIND_LABEL, PARTICLE
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.so3.distance import angular_error_deg, in_plane_error_deg, view_error_deg
@@ -40,7 +41,7 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Counts of all particles, and the poses of the n inferred ones beside the truth."""
+    """Counts of all particles, and the poses of the n inferred ones beside the truth; junk is counted, not measured."""
 
     counts: Counts
     symmetry: str
@@ -90,8 +91,15 @@ def compare(exported: Sequence[ParticleTable], truth: ParticleTable, symmetry: s
         doubled=seen.total() - len(seen),
         foreign=sum(key not in place for key in seen),
     )
-    rotations = np.array([predicted[int(row)] for row in inferred]).reshape(-1, 3, 3)
-    return _measured(counts, truth.select(inferred), rotations, symmetry)
+    measured = inferred[_are_particles(truth.select(inferred))]
+    rotations = np.array([predicted[int(row)] for row in measured]).reshape(-1, 3, 3)
+    return _measured(counts, truth.select(measured), rotations, symmetry)
+
+
+def _are_particles(truth: ParticleTable) -> NDArray[np.bool_]:
+    """Flags `(n,)`: rows that are no junk. Junk has no pose to be wrong about."""
+    kinds = truth.column(KIND_LABEL) if KIND_LABEL in truth else [PARTICLE] * len(truth)
+    return np.array([kind == PARTICLE for kind in kinds], np.bool_)
 
 
 def _measured(counts: Counts, truth: ParticleTable, predicted: Float64, symmetry: str) -> Comparison:

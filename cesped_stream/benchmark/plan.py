@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cesped_stream.benchmark.entries import STACK_LABEL, Entry
+from cesped_stream.benchmark.stream_images import ImageEdits
+from cesped_stream.benchmark.stream_realism import TRUTH_ONLY, StreamRealism
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.particles.stacks import read_header
 from cesped_stream.particles.table import ParticleTable
-from cesped_stream.settings import Settings
+from cesped_stream.settings import RealismSettings, Settings
 
 Int64 = NDArray[np.int64]
 
@@ -102,6 +104,10 @@ class ReplayPlan:
 
     source: ParticleTable
     batches: tuple[PlannedBatch, ...]
+    told: ParticleTable | None = None
+    """The source's rows as the stream tells them, where that is not the truth: bad labels."""
+    images: ImageEdits | None = None
+    """What happens to the images on their way; None: nothing."""
 
     @property
     def num_particles(self) -> int:
@@ -127,7 +133,8 @@ class ReplayPlan:
 
     def landed_rows(self, batch: PlannedBatch, *, keep_poses: bool | None = None) -> ParticleTable:
         """Return a batch's star as it lands; poses are kept in the aligned role unless said otherwise."""
-        table = self.source.select(_rows(batch)).without([STACK_LABEL])
+        rows = self.source if self.told is None or keep_poses is not None else self.told
+        table = rows.select(_rows(batch)).without([STACK_LABEL, *TRUTH_ONLY])
         if not (batch.role is BatchRole.ALIGNED if keep_poses is None else keep_poses):
             table = table.without([label for label in table.labels if tells_pose(label)])
         names = [f"{k + 1:06d}@{s.name}" for s in batch.stacks for k in range(len(s.rows))]
@@ -135,17 +142,23 @@ class ReplayPlan:
 
 
 def tells_pose(label: str) -> bool:
-    """Return whether a column holds a pose or tells of one: what streamed rows do not have."""
-    return label.startswith(POSE_PREFIXES) or label.endswith(POSE_SUFFIX) or label in POSE_LABELS
+    """Return whether a column holds a pose or tells of one, or what a row shows: what streamed rows do not have."""
+    return label.startswith(POSE_PREFIXES) or label.endswith(POSE_SUFFIX) or label in (*POSE_LABELS, *TRUTH_ONLY)
 
 
-def plan_replay(entry: Entry, settings: ReplaySettings) -> ReplayPlan:
+def plan_replay(
+    entry: Entry, settings: ReplaySettings, realism: RealismSettings | None = None, *, symmetry: str | None = None
+) -> ReplayPlan:
     """Return what will land: micrographs in a seeded or the recorded order, the aligned ones first, cut into batches.
 
     A micrograph's particles stay together and in their order; rows of a star without micrographs are taken one by
     one. Raises InvalidSettingsError where the aligned micrographs are not in the entry or have no poses.
+
+    `realism` (what `for_replay` leaves of it) adds what real sessions contain; `symmetry` is then the entry's, where
+    it states none (C1 where neither does).
     """
-    table = entry.particles()
+    stream = StreamRealism(realism or RealismSettings(), entry.symmetry or symmetry or "C1")
+    table = stream.chosen(entry.particles())
     units = _units(table)
     order = units if settings.order == "recorded" else _shuffled(units, settings.seed)
     if settings.limit:
@@ -159,7 +172,10 @@ def plan_replay(entry: Entry, settings: ReplaySettings) -> ReplayPlan:
         name = f"batch_{start // settings.batch_rows + 1:04d}"
         rows = streamed[start : start + settings.batch_rows]
         batches.append(_batch(name, BatchRole.STREAMED, rows, boxes, settings))
-    return ReplayPlan(table, tuple(batches))
+    if stream.realism.is_clean:
+        return ReplayPlan(table, tuple(batches))
+    dressed = stream.dressed(table, aligned, np.concatenate([aligned, streamed]))
+    return ReplayPlan(dressed.source, tuple(batches), dressed.told, dressed.images)
 
 
 def _rows(batch: PlannedBatch) -> Int64:

@@ -119,6 +119,11 @@ def _log_line(landed: Landed, monotonic_seconds: float) -> dict[str, object]:
     }
 
 
+def _mode_of_edited(mode: int) -> int:
+    """Edited images do not fit whole numbers."""
+    return mode if mode in (2, 12) else 2
+
+
 @dataclass
 class _Writer:
     """Writes on a schedule: each streamed batch has rows/rate seconds, from the end of the one before."""
@@ -175,7 +180,10 @@ class _Writer:
         staging = self.truth / f".{stack.name}"
         mode = read_header(Path(unquote(table.column(STACK_LABEL)[0]))).mode
         (images,) = read_images(table, self._reader)
-        write_stack(staging, images.images, float(table.pixel_sizes_angstrom()[0]), mode=mode)
+        pixels = images.images
+        if self.plan.images is not None:
+            pixels, mode = self.plan.images(stack.rows, pixels), _mode_of_edited(mode)
+        write_stack(staging, pixels, float(table.pixel_sizes_angstrom()[0]), mode=mode)
         data = staging.read_bytes()
         staging.unlink()
         num_pieces = min(len(stack.rows), math.ceil(len(data) / _PIECE_BYTES))

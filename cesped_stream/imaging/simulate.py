@@ -17,6 +17,7 @@ __all__ = [
     "CHUNK",
     "MapProjector",
     "SimulatedParticles",
+    "Simulation",
     "embedded_ribosome",
     "molecule_to_map",
     "random_rotations",
@@ -71,19 +72,28 @@ def simulate_particles(
     scaled to the SNR that `settings` states: mean over particles of the variance inside the particle circle, after
     the CTF, estimated from up to 512 particles spread over the whole run. ValueError for a wrong number of rotations.
     """
-    if rotations is not None and rotations.shape != (settings.num_particles, 3, 3):
-        raise ValueError(f"rotations are {rotations.shape} for {settings.num_particles} particles")
-    simulation = _Simulation(projector, settings, rotations)
+    simulation = Simulation(projector, settings, rotations)
     scale = simulation.scale()
     for chunk in range(simulation.num_chunks):
         yield simulation.noisy(chunk, scale)
 
 
 @dataclass(frozen=True)
-class _Simulation:
+class Simulation:
+    """A run of particles, made chunk by chunk; `imaging.realism` makes a session of it."""
+
     projector: MapProjector
     settings: SimulationSettings
     rotations: Float64 | None
+
+    def __post_init__(self) -> None:
+        if self.rotations is not None and self.rotations.shape != (self.settings.num_particles, 3, 3):
+            raise ValueError(f"rotations are {self.rotations.shape} for {self.settings.num_particles} particles")
+
+    @property
+    def optics(self) -> tuple[OpticsSettings, ...]:
+        """The optics groups, first one first."""
+        return simulated_optics(self.settings)
 
     @property
     def num_chunks(self) -> int:
@@ -92,7 +102,7 @@ class _Simulation:
     def scale(self) -> float:
         """Factor of the signal that gives the SNR at noise of variance 1 (no noise: that gives it variance 1)."""
         chunks = np.unique(np.linspace(0, self.num_chunks - 1, _SNR_CHUNKS).round().astype(int))
-        circle = self._circle()
+        circle = self.circle()
         variances = []
         for chunk in chunks:
             particles = self._draw(int(chunk))
@@ -104,13 +114,15 @@ class _Simulation:
         return float(np.sqrt((self.settings.snr if np.isfinite(self.settings.snr) else 1.0) / variance))
 
     def noisy(self, chunk: int, scale: float) -> SimulatedParticles:
+        """Return a chunk's particles with their images, the signal scaled by `scale`, at noise of variance 1."""
         particles = self._draw(chunk)
         images = self._clean(particles, slice(None)) * np.float32(scale)
         if np.isfinite(self.settings.snr):
             images += self._generator("noise", chunk).standard_normal(images.shape, dtype=np.float32)
         return SimulatedParticles(**{**particles.__dict__, "images": images})
 
-    def _circle(self) -> NDArray[np.bool_]:
+    def circle(self) -> NDArray[np.bool_]:
+        """Return `(box, box)`: where the SNR holds."""
         box = self.projector.box_size
         axis = np.arange(box) - box // 2
         radius = self.settings.particle_radius_angstrom / self.projector.pixel_size_angstrom or box / 2
@@ -135,7 +147,7 @@ class _Simulation:
         # One particle of each pair goes to each half-set, so the halves are equal and every micrograph is in both.
         first = generator.integers(0, 2, CHUNK // 2).repeat(2)[: len(index)]
         micrograph = index // settings.particles_per_micrograph
-        optics_index = micrograph % len(settings.optics)
+        optics_index = self._optics_of(micrograph)
         if self.rotations is not None:
             rotations = self.rotations[index]
         return SimulatedParticles(
@@ -149,6 +161,9 @@ class _Simulation:
             half_sets=((first + index) % 2).astype(np.int8),
         )
 
+    def _optics_of(self, micrograph: Int64) -> Int64:
+        return np.asarray(micrograph % len(self.settings.optics), np.int64)
+
     def _ctf_parameters(self, micrograph: Int64, optics_index: Int64, height: Float64) -> CtfParameters:
         settings = self.settings
         present, place = np.unique(micrograph, return_inverse=True)
@@ -157,7 +172,7 @@ class _Simulation:
         mean = settings.min_defocus_angstrom + drawn[:, 0] * reach + height
         half_difference = drawn[:, 1] * settings.max_astigmatism_angstrom / 2
         present_ctf = float(settings.ctf)
-        optics = simulated_optics(settings)
+        optics = self.optics
 
         def of_group(name: str) -> Float64:
             return np.array([getattr(group, name) for group in optics], np.float64)[optics_index]

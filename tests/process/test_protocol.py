@@ -117,6 +117,33 @@ def test_a_folder_of_something_else_is_not_written_to(
     assert "not of this command" in capsys.readouterr().err
 
 
+def test_a_page_states_what_the_stream_contained_and_junk_is_in_no_error(root: Path, tmp_path: Path) -> None:
+    replayed, plain = tmp_path / "session", tmp_path / "plain"
+    words = ["--root", str(root), "--no-roles", "--first-aligned-micrographs", "1", "--batch", "30"]
+    given = ["--realism.preset", "session", "--realism.particle_diameter_angstrom", "120"]
+    assert main(["replay", "toy", "--output", str(replayed), *words, *given]) == 0
+    assert main(["replay", "toy", "--output", str(plain), *words]) == 0
+    truth = read_star(replayed / "truth" / "truth.star")
+    junk = sum(kind != "particle" for kind in truth.column("cestreamKind"))
+    labels = ("rlnImageName", "rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+    turned_table = turned(truth, 4.0)
+    write_star(tmp_path / "other.star", turned_table.without([x for x in turned_table.labels if x not in labels]))
+    output = tmp_path / "scored"
+    score = ["score", str(replayed), "--poses", str(tmp_path / "other.star"), "--output", str(output)]
+    assert main(score) == 0
+    block = json.loads((output / "metrics.json").read_text())["cesped_stream"]
+    coverage = block["coverage"]["together"]
+    assert 0 < coverage["num_junk_predicted"] <= junk
+    assert coverage["num_predicted"] + coverage["num_junk_predicted"] == block["stream"]["counts"]["streamed"]
+    assert block["poses"]["together"]["num_particles"] == coverage["num_predicted"]
+    assert block["poses"]["together"]["median_deg"] == pytest.approx(4.0, abs=1e-3)
+    page = (output / "report.html").read_text()
+    assert "This stream: preset session, junk fraction 0.3" in page
+    assert "rows of junk are in the maps" in page
+    contained = json.loads((plain / "truth" / "stream.json").read_text())["contained"]
+    assert not any("preset session" in words for words in contained)
+
+
 def test_another_tools_star_is_scored_on_a_replayed_stream(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
