@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
-from cesped_stream.benchmark.plan import ReplaySettings
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.settings import InferenceSettings, RealismSettings, Settings, SimulationSettings, TrainingSettings
 
 from .settings import ServiceSettings

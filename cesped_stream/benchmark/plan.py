@@ -4,20 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
 from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
 from cesped_stream.benchmark.entries import STACK_LABEL, Entry
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.benchmark.stream_images import ImageEdits
-from cesped_stream.benchmark.stream_realism import TRUTH_ONLY, StreamRealism
+from cesped_stream.benchmark.stream_realism import TRUTH_ONLY, StreamRealism, with_used_optics
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.particles.stacks import read_header
 from cesped_stream.particles.table import ParticleTable
-from cesped_stream.settings import RealismSettings, Settings
+from cesped_stream.settings import RealismSettings
 
 Int64 = NDArray[np.int64]
 
@@ -31,41 +30,6 @@ POSE_LABELS = (
 )
 ROLE_LABEL = "cestreamReplayRole"
 SOURCE_LABEL = "cestreamSourceImage"
-
-
-class ReplaySettings(Settings):
-    """What lands when; the same settings on the same entry give the same bytes."""
-
-    seed: int = Field(0, ge=0, description="Seeds the order in which micrographs arrive.")
-    order: Literal["shuffled", "recorded"] = Field(
-        "shuffled",
-        description="Order in which micrographs arrive: drawn with the seed, or as the entry first names them.",
-    )
-    rate: float = Field(0.0, ge=0, description="Streamed particles per second; 0: as fast as the disk takes them.")
-    batch_rows: int = Field(200, ge=1, description="Rows of a streamed star, and images of any stack, at most.")
-    first_aligned: int = Field(
-        0,
-        ge=0,
-        description="Whole micrographs with at least this many particles land first, with their poses.",
-    )
-    first_aligned_micrographs: int = Field(0, ge=0, description="So many micrographs land first, with poses.")
-    aligned_micrographs: tuple[str, ...] = Field(
-        (), description="These micrographs (rlnMicrographName) land first, with poses."
-    )
-    star_first: bool = Field(False, description="Write each star before its stack, as some pipelines do.")
-    done_markers: bool = Field(True, description="Write `<star>.done` after the aligned star.")
-    limit: int = Field(0, ge=0, description="Land at most about so many particles (whole micrographs); 0: all.")
-
-    @model_validator(mode="after")
-    def _one_choice_of_aligned(self) -> "ReplaySettings":
-        chosen = [
-            name
-            for name in ("first_aligned", "first_aligned_micrographs", "aligned_micrographs")
-            if getattr(self, name)
-        ]
-        if len(chosen) > 1:
-            raise ValueError(f"{' and '.join(chosen)} each choose the aligned batch; give one of them")
-        return self
 
 
 class BatchRole(StrEnum):
@@ -135,6 +99,8 @@ class ReplayPlan:
         """Return a batch's star as it lands; poses are kept in the aligned role unless said otherwise."""
         rows = self.source if self.told is None or keep_poses is not None else self.told
         table = rows.select(_rows(batch)).without([STACK_LABEL, *TRUTH_ONLY])
+        if self.told is not None:
+            table = with_used_optics(table)  # a group that comes mid-stream is not known before
         if not (batch.role is BatchRole.ALIGNED if keep_poses is None else keep_poses):
             table = table.without([label for label in table.labels if tells_pose(label)])
         names = [f"{k + 1:06d}@{s.name}" for s in batch.stacks for k in range(len(s.rows))]

@@ -73,6 +73,7 @@ class _Stack:
         outside = self._x**2 + self._y**2 > (box / 2) ** 2
         self._level = images[:, outside].mean(1, dtype=np.float64).astype(np.float32)
         self._spread = np.maximum(images[:, outside].std(1, dtype=np.float64), 1e-20).astype(np.float32)
+        self._raw = images
         self._images = images - self._level[:, None, None]
         self._half_sets = self._table.half_sets()
         given = self._realism.particle_diameter_angstrom / self._table.pixel_sizes_angstrom()
@@ -89,14 +90,21 @@ class _Stack:
                 edited[k] = self._with_neighbours(k, generator)
             edited[k] = np.roll(edited[k], self._edits.moves[self._rows[k], ::-1], (0, 1))
             edited[k] += self._more_noise(k, generator)
-        return np.asarray(edited + self._level[:, None, None], np.float32)
+        same = [np.array_equal(new, old) for new, old in zip(edited, self._images, strict=True)]
+        edited += self._level[:, None, None]
+        edited[same] = self._raw[same]  # to the bit
+        return np.asarray(edited, np.float32)
 
     def _junk(self, k: int, kind: str, generator: np.random.Generator) -> Float32:
         if kind == "two_particles":
             return self._pair(k, generator)
         noise = phase_randomised(self._images[k : k + 1], generator)[0]
         diameter = float(self._diameters[k])
-        picture = filtered(PICTURES[kind](len(noise), diameter, generator)[None], self._transfer(k, len(noise)))[0]
+        box = len(noise)
+        # On a field of two boxes: the CTF must not bring one edge's contents in at the other.
+        field = PICTURES[kind](2 * box, diameter, generator)[None]
+        part = slice(box - box // 2, 2 * box - box // 2)
+        picture = filtered(field, self._transfer(k, 2 * box))[0, part, part]
         strength = generator.uniform(*CONTRAST[kind]) * _PICTURE_CONTRAST * self._spread[k]
         return np.asarray(noise + picture * np.float32(strength / max(float(picture.std()), 1e-20)), np.float32)
 

@@ -199,6 +199,12 @@ class StreamRealism:
         return np.asarray(Rotation.from_rotvec(axes * np.deg2rad(degrees)[:, None]).as_matrix(), np.float64)
 
 
+def with_used_optics(table: ParticleTable) -> ParticleTable:
+    """Return the table with the optics groups that its rows refer to, and no others."""
+    used, index = np.unique(table.optics_index, return_inverse=True)
+    return replace(table, optics=tuple(table.optics[k] for k in used), optics_index=index.astype(np.int64))
+
+
 def _junk(table: ParticleTable) -> NDArray[np.bool_]:
     if KIND_LABEL not in table:
         return np.zeros(len(table), np.bool_)

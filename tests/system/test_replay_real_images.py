@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL, ReplaySettings
+from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL
 from cesped_stream.benchmark.replay import restore_truth
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import ModelSettings, PreprocessSettings, TrainingSettings

@@ -104,3 +104,12 @@ def test_a_session_that_inferred_nothing_has_counts_and_no_metrics(truth: Partic
     comparison = compare([exported(truth).select(range(ALIGNED))], truth, "C1")
     assert counts(comparison) == {"landed": 16, "aligned": 4, "streamed": 12, "lost": 12}
     assert comparison.metrics is None
+
+
+def test_junk_is_counted_and_its_pose_is_not_measured(truth: ParticleTable) -> None:
+    kinds = ["particle"] * (ALIGNED + 6) + ["ice"] * 6
+    comparison = compare([exported(truth, 10.0)], truth.with_columns({"cestreamKind": kinds}), "C1")
+    assert comparison.counts.inferred == STREAMED
+    np.testing.assert_allclose(comparison.errors_deg, 10.0, atol=1e-4)  # the last six are 30 degrees off
+    assert comparison.metrics is not None
+    assert comparison.metrics.together.num_particles == 6

@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from cesped_stream.benchmark.entries import Entry, open_entry
-from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL, BatchRole, ReplaySettings, plan_replay
+from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL, BatchRole, plan_replay
 from cesped_stream.benchmark.replay import Landed, replay, restore_truth
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.stacks import StackReader, parse_image_name, read_header, write_stack
 from cesped_stream.particles.star import read_star, write_star

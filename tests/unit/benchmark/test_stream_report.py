@@ -10,9 +10,10 @@ from support.scored import small_entry, turned
 
 from cesped_stream.benchmark.compare import Counts, compare
 from cesped_stream.benchmark.entries import open_entry
-from cesped_stream.benchmark.plan import ROLE_LABEL, ReplaySettings, plan_replay
+from cesped_stream.benchmark.plan import ROLE_LABEL, plan_replay
 from cesped_stream.benchmark.predictions import PredictionType
 from cesped_stream.benchmark.replay import LOG_NAME, TRUTH_NAME, replay
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.benchmark.stream_page import stream_page
 from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream, with_landed_names
 from cesped_stream.benchmark.stream_times import stream_times

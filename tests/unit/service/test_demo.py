@@ -1,5 +1,8 @@
 """What the demo and the replay say of symmetry and half-sets."""
 
+import io
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,10 @@ from rich.console import Console
 from cesped_stream.benchmark.entries import Entry
 from cesped_stream.benchmark.report import half_words
 from cesped_stream.errors import InvalidSettingsError
+from cesped_stream.particles.star import read_star
 from cesped_stream.settings import TrainingSettings
 from cesped_stream_service.demo import simulate_command
-from cesped_stream_service.replay_command import symmetry_of
+from cesped_stream_service.replay_command import replay_command, symmetry_of
 from cesped_stream_service.settings import InferCommand
 from cesped_stream_service.stream_settings import ReplayCommand, SimulateCommand
 from cesped_stream_service.tools import infer
@@ -53,3 +57,24 @@ def test_infer_does_not_write_over_its_input(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettingsError, match="is the input star"):
         infer(InferCommand(checkpoint=tmp_path, star=star, output=tmp_path / "." / "a.star"), Console(quiet=True))
     assert star.read_text() == "refined angles"
+
+
+def test_a_session_preset_is_applied_once_in_the_images_and_once_in_the_labels(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    entry = SimulateCommand.model_validate(
+        {"output": tmp_path / "entry", "simulate": {"num_particles": 120}, "realism": {"preset": "session"}}
+    )
+    assert simulate_command(entry, console) == 0
+    assert (tmp_path / "entry" / "examples.png").stat().st_size > 10_000
+    assert "session preset" in json.loads((tmp_path / "entry" / "simulated.json").read_text())["stated"]
+    stream = ReplayCommand.model_validate(
+        {
+            **{"entry": tmp_path / "entry", "output": tmp_path / "out", "roles": False},
+            **{"replay": {"first_aligned": 60}, "realism": {"preset": "session"}},
+        }
+    )
+    assert replay_command(stream, console) == 0
+    truth = read_star(tmp_path / "out" / "truth" / "truth.star")
+    kinds = Counter(truth.column("cestreamKind"))
+    assert (len(truth), kinds["particle"]) == (120, 84)
+    assert {"random", "jitter"} <= set(truth.column("cestreamLabel"))
