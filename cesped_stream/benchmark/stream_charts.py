@@ -25,10 +25,11 @@ def error_chart(points: Sequence[ErrorPoint], random_mean_deg: float | None, *, 
         axes.plot(x, [p.mean_deg for p in points], "o-", color=BLUE, label="mean of all so far")
         axes.plot(x, [p.median_deg for p in points], "o-", color=ORANGE, label="median of all so far")
         axes.plot(x, [p.recent_median_deg for p in points], ".--", color=GREY, label="median since the point before")
-        if random_mean_deg is not None:
+        worst = max(max(p.mean_deg, p.recent_median_deg) for p in points)
+        if random_mean_deg is not None and random_mean_deg < 2.5 * worst:
             axes.axhline(random_mean_deg, color=GREY, linewidth=1, linestyle=":", label="guessing (mean)")
         axes.set_ylabel("angular error, degrees")
-        axes.set_ylim(0, None)
+        axes.set_ylim(0, 1.35 * worst)
 
     return _chart(draw, _x_label(by_seconds))
 
@@ -60,7 +61,8 @@ def latency_chart(seconds: Sequence[float], p50: float | None, p95: float | None
     """Return the distribution of latencies over particles."""
 
     def draw(axes: Axes) -> None:
-        axes.hist(list(seconds), bins=30, color=BLUE, alpha=0.85, label="particles")
+        counts = axes.hist(list(seconds), bins=30, color=BLUE, alpha=0.85, label="particles")[0]
+        axes.set_ylim(0, 1.3 * float(np.max(np.asarray(counts))))
         for value, name, color in ((p50, "p50", ORANGE), (p95, "p95", INK)):
             if value is not None:
                 axes.axvline(value, color=color, linewidth=1.5, label=f"{name} {value:.1f} s")

@@ -119,8 +119,10 @@ def _next_steps(measures: StreamMeasures) -> list[str]:
     else:
         steps.append(
             f"Half of the poses are within {median:.1f}° of the truth: start a local refinement (in RELION with "
-            "--healpix_order and --sigma_ang to match, and --ctf_corrected_ref) rather than a global one."
+            "`--healpix_order` and `--sigma_ang` to match, and `--ctf_corrected_ref`) rather than a global one."
         )
+    if measures.facts.get("complete", True):
+        steps.append("`poses.star` holds every particle once; its image names are relative to `landing/`.")
     if measures.facts.get("made_by", {}).get("training_stopped_by") == "minutes":
         steps.append("Training was cut by its time budget: a larger training.max_minutes may give better poses.")
     steps += _trend(measures)
@@ -183,7 +185,11 @@ def _speed(
         )
     if any(batch.max_seconds is not None for batch in measures.batches):
         pictures.append(html.picture(batch_chart(measures.batches, model_seconds), SVG, "Latency of each batch."))
-    return [html.heading("How fast"), html.charts(pictures)] if pictures else []
+    with_model = measures.latency_with_model
+    waited = model_seconds is not None and with_model is not None and with_model.num_particles == 0
+    note = "Every batch landed before there was a model: these latencies are mostly the wait for its training."
+    parts = [html.heading("How fast"), html.charts(pictures), html.paragraph(note, "soft") if waited else ""]
+    return parts if pictures else []
 
 
 def _evaluated(measures: StreamMeasures, title: str) -> list[str]:
