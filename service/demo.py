@@ -11,12 +11,12 @@ from rich.progress import Progress
 
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.benchmark.examples import save_examples
-from cesped_stream.benchmark.stream_realism import for_simulation, labels_only
+from cesped_stream.benchmark.stream_realism import for_demo, for_simulation
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.imaging.entry import write_entry
 from cesped_stream.imaging.maps import crop_map, read_map
 from cesped_stream.imaging.molecule import embedded_ribosome, molecule_to_map
-from cesped_stream.settings import REPLAY_ONLY, RealismSettings
+from cesped_stream.settings import RealismSettings
 
 from .replay_command import Stages, progress_bars, refuse_used_output, stream_and_report
 from .stream_outcome import STATED_NAME
@@ -45,13 +45,13 @@ def demo_command(settings: DemoCommand, console: Console) -> int:
     stages = Stages()
     start = time.monotonic()
     refuse_used_output(settings.output)
+    in_images, in_labels = for_demo(settings.realism)
     folder = settings.output / "entry"
     with progress_bars(console) as bars:
         with stages.stage("simulate"):
-            stated = simulate(settings.simulate, folder, bars, settings.realism.without(REPLAY_ONLY))
+            stated = simulate(settings.simulate, folder, bars, in_images)
         console.print(stated)
-        in_stream = labels_only(settings.realism)  # the rest is in the images
-        stream_and_report(open_entry(folder), settings, in_stream, console, bars, stages, start)
+        stream_and_report(open_entry(folder), settings, in_labels, console, bars, stages, start)
     return 0
 
 

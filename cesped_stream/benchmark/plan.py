@@ -72,6 +72,8 @@ class ReplayPlan:
     """The source's rows as the stream tells them, where that is not the truth: bad labels."""
     images: ImageEdits | None = None
     """What happens to the images on their way; None: nothing."""
+    realism: dict[str, object] | None = None
+    """Settings and counts of what was added; None: nothing."""
 
     @property
     def num_particles(self) -> int:
@@ -140,8 +142,8 @@ def plan_replay(
         batches.append(_batch(name, BatchRole.STREAMED, rows, boxes, settings))
     if stream.realism.is_clean:
         return ReplayPlan(table, tuple(batches))
-    dressed = stream.dressed(table, aligned, np.concatenate([aligned, streamed]))
-    return ReplayPlan(dressed.source, tuple(batches), dressed.told, dressed.images)
+    dressed = stream.dressed(table, aligned, np.concatenate([aligned, streamed]), boxes)
+    return ReplayPlan(dressed.source, tuple(batches), dressed.told, dressed.images, dressed.facts)
 
 
 def _rows(batch: PlannedBatch) -> Int64:

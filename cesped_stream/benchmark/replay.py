@@ -1,7 +1,8 @@
 """Replay: an entry's particles land as star/mrcs batches at a given rate, as if from a microscope.
 
 Files only; no role is started here. The first batch is aligned (keeps its poses), the later ones are not.
-What the stream does not tell stands in a folder outside the landing folder: `truth.star`, keyed by landed image.
+What the stream does not tell stands in a folder outside the landing folder: `truth.star`, keyed by landed image, and
+`realism.json`, what was added to the entry, where something was.
 """
 
 import itertools
@@ -19,6 +20,7 @@ import numpy as np
 from cesped_stream.benchmark.entries import STACK_LABEL
 from cesped_stream.benchmark.plan import BatchRole, PlannedBatch, PlannedStack, ReplayPlan, tells_pose
 from cesped_stream.benchmark.replay_settings import ReplaySettings
+from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.stacks import StackReader, parse_image_name, read_header, read_images, write_stack
 from cesped_stream.particles.star import star_bytes, write_star
@@ -26,6 +28,7 @@ from cesped_stream.particles.table import ParticleTable
 
 TRUTH_NAME = "truth.star"
 LOG_NAME = "replay.jsonl"
+REALISM_NAME = "realism.json"
 _PIECE_BYTES = 1 << 20
 
 
@@ -61,6 +64,8 @@ def replay(
     stop = stop or Event()
     _check_folders(plan, landing, truth)
     write_star(truth / TRUTH_NAME, plan.truth())
+    if plan.realism is not None:
+        write_whole(truth / REALISM_NAME, json.dumps(plan.realism, indent=1).encode() + b"\n")
     writer = _Writer(plan, landing, truth, settings, now, wait or stop.wait, stop)
     with (truth / LOG_NAME).open("w") as log:
         for batch in plan.batches:

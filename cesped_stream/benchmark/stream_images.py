@@ -55,10 +55,23 @@ class ImageEdits:
         more_noise = realism.added_noise > 0 or realism.snr_end_over_start < 1
         return more_noise or realism.junk_fraction > 0 or realism.neighbours > 0 or bool(self.moves.any())
 
+    def clipped(self, boxes: Int64) -> NDArray[np.bool_]:
+        """Flags `(n,)`: moved so far that the particle's circle leaves its box, of side `boxes` `(n,)` pixels."""
+        pixel = self.source.pixel_sizes_angstrom()
+        diameters = diameters_px(self.realism, pixel, boxes)
+        away = np.abs(self.source.shifts_angstrom() / pixel[:, None]).max(1)
+        return np.asarray(self.moves.any(1) & (away + diameters / 2 > boxes / 2), np.bool_)
+
     def added_variance(self, rows: Int64) -> Float64:
         """Return the variance of the noise that is added to `rows`, over the variance that they have, `(m,)`."""
         slower = self.realism.snr_end_over_start ** self.time[rows]
         return np.asarray((1 + self.realism.added_noise) / slower - 1, np.float64)
+
+
+def diameters_px(realism: RealismSettings, pixel_sizes_angstrom: Float64, boxes: Int64) -> Float64:
+    """Return the particle's diameter in pixels of each image `(n,)`: as given, else 0.7 of its box."""
+    given = realism.particle_diameter_angstrom / pixel_sizes_angstrom
+    return np.where(given > 0, given, _DIAMETER_BOXES * boxes)
 
 
 class _Stack:
@@ -76,8 +89,8 @@ class _Stack:
         self._raw = images
         self._images = images - self._level[:, None, None]
         self._half_sets = self._table.half_sets()
-        given = self._realism.particle_diameter_angstrom / self._table.pixel_sizes_angstrom()
-        self._diameters = np.where(given > 0, given, _DIAMETER_BOXES * box)
+        boxes = np.full(len(rows), box, np.int64)
+        self._diameters = diameters_px(self._realism, self._table.pixel_sizes_angstrom(), boxes)
 
     def edited(self) -> Float32:
         kinds = self._table.column(KIND_LABEL) if KIND_LABEL in self._table else [PARTICLE] * len(self._rows)

@@ -1,6 +1,7 @@
 """What a replay adds to an entry's rows: chosen views, junk, bad labels, a new optics group. Images: stream_images."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def for_simulation(realism: RealismSettings) -> RealismSettings:
     """Return what a simulation takes of `realism`; InvalidSettingsError where only a replay can do what is asked."""
     _refuse(realism, REPLAY_ONLY, "is what a replay does; give it to `replay`")
     return realism.without(REPLAY_ONLY)
+
+
+def for_demo(realism: RealismSettings) -> tuple[RealismSettings, RealismSettings]:
+    """Return what a simulation and the replay of its entry take of `realism`, so that each item is added once.
+
+    InvalidSettingsError for added noise: a simulated entry has the noise that its SNR says.
+    """
+    _refuse(realism, frozenset({"added_noise"}), "is for recorded images; give simulate.snr")
+    return realism.without(REPLAY_ONLY), labels_only(realism)
 
 
 def labels_only(realism: RealismSettings) -> RealismSettings:
@@ -78,6 +88,8 @@ class Dressed:
     """The same rows as the stream tells them: bad labels in the aligned ones."""
     images: ImageEdits | None
     """None: they land as they are."""
+    facts: dict[str, object]
+    """What was done to the rows that land, in numbers: for `realism.json` beside the truth."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +109,11 @@ class StreamRealism:
             table = table.select(self._preferred_rows(table))
         return self._with_junk(table) if self.realism.junk_fraction else table
 
-    def dressed(self, table: ParticleTable, aligned: Int64, order: Int64) -> Dressed:
-        """Return the rows of `chosen` once it is known which land `aligned` and in which `order` all land."""
+    def dressed(self, table: ParticleTable, aligned: Int64, order: Int64, boxes: Int64) -> Dressed:
+        """Return the rows of `chosen` once it is known which land `aligned` and in which `order` all land.
+
+        `boxes` `(n,)` are the box sizes of the rows' images.
+        """
         time = np.zeros(len(table))
         time[order] = np.arange(len(order)) / max(1, len(order) - 1)
         if self.realism.new_optics_at:
@@ -107,7 +122,14 @@ class StreamRealism:
         table = _moved(table, moves)
         source, told = self._labelled(table, aligned)
         edits = ImageEdits(self.realism, source, moves, time)
-        return Dressed(source, told, edits if edits.any else None)
+        facts = {
+            "settings": self.realism.model_dump(mode="json"),
+            "kinds": _counts(source, KIND_LABEL, order),
+            "labels": _counts(source, TRUE_LABEL, aligned),
+            "moved": int(moves[order].any(1).sum()),
+            "clipped": int(edits.clipped(boxes)[order].sum()),
+        }
+        return Dressed(source, told, edits if edits.any else None, facts)
 
     def _generator(self, purpose: str) -> np.random.Generator:
         return np.random.default_rng([*b"replay", *purpose.encode(), self.realism.seed])
@@ -203,6 +225,10 @@ def with_used_optics(table: ParticleTable) -> ParticleTable:
     """Return the table with the optics groups that its rows refer to, and no others."""
     used, index = np.unique(table.optics_index, return_inverse=True)
     return replace(table, optics=tuple(table.optics[k] for k in used), optics_index=index.astype(np.int64))
+
+
+def _counts(table: ParticleTable, label: str, rows: Int64) -> dict[str, int]:
+    return dict(sorted(Counter(table.select(rows).column(label)).items())) if label in table else {}
 
 
 def _junk(table: ParticleTable) -> NDArray[np.bool_]:

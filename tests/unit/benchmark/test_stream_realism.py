@@ -1,5 +1,6 @@
 """What a replay adds to an entry, measured on what landed; the truth keeps the real poses and says what is junk."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from cesped_stream.benchmark.entries import Entry, open_entry
 from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL, plan_replay, tells_pose
 from cesped_stream.benchmark.replay import replay
 from cesped_stream.benchmark.replay_settings import ReplaySettings
-from cesped_stream.benchmark.stream_realism import TRUE_LABEL, for_replay, for_simulation, labels_only
+from cesped_stream.benchmark.stream_realism import TRUE_LABEL, for_demo, for_replay, for_simulation, labels_only
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.imaging.entry import write_entry
 from cesped_stream.imaging.junk import KIND_LABEL
@@ -153,6 +154,10 @@ def test_off_centre_picks_are_moved_by_whole_pixels_and_their_origins_say_so(ent
         np.testing.assert_allclose(image, np.roll(original, (dy, dx), (0, 1)), atol=1e-5)
     seen, known = told(landing, truth)
     np.testing.assert_array_equal(seen.shifts_angstrom(), known.shifts_angstrom())
+    said = json.loads((tmp_path / "truth" / "realism.json").read_text())
+    assert said["moved"] == away.sum()
+    out = np.abs(truth.shifts_angstrom() / 5.0).max(1) + 0.7 * BOX / 2 > BOX / 2
+    assert 0 < said["clipped"] == (away & out).sum() < away.sum()
 
 
 def test_added_noise_doubles_by_the_end_so_that_the_snr_halves(entry: Entry, tmp_path: Path) -> None:
@@ -226,4 +231,9 @@ def test_settings_that_a_command_cannot_follow_are_refused(tmp_path: Path) -> No
         for_simulation(RealismSettings(bad_label_fraction=0.2))
     with pytest.raises(InvalidSettingsError, match="cannot be done to recorded images"):
         for_replay(RealismSettings(defocus_drift_angstrom=100.0), tmp_path)
+    with pytest.raises(InvalidSettingsError, match=r"realism\.added_noise: is for recorded images"):
+        for_demo(RealismSettings(added_noise=1.0))
+    in_images, in_labels = for_demo(RealismSettings(preset="session"))
+    assert (in_images.junk_fraction, in_images.bad_label_fraction) == (0.3, 0.0)
+    assert (in_labels.junk_fraction, in_labels.bad_label_fraction) == (0.0, 0.1)
     assert for_replay(RealismSettings(preset="session"), tmp_path).max_envelope_angstrom2 == 0
