@@ -5,12 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from support.scored import small_entry, turned
 
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.model.checkpoint import read_manifest
 from cesped_stream.particles.star import read_star, write_star
-from cesped_stream_service.cli import main
+from cesped_stream.training.fit import TrainingStopped
+from cesped_stream_service.cli import build_parser, main, settings_from
+from cesped_stream_service.process import StopRequest
+from cesped_stream_service.protocol_command import protocol_command
+from cesped_stream_service.stream_settings import ProtocolCommand
 from cesped_stream_service.toml import toml_text
 
 from .conftest import TINY_TRAINING
@@ -80,6 +85,32 @@ def test_a_run_that_was_cut_after_one_half_ends_with_the_same_predictions(root: 
     (output / "predictions_1.star").unlink()
     assert main(words(root, "toy", output)) == 0
     assert {half: (output / f"predictions_{half}.star").read_bytes() for half in (0, 1)} == before
+
+
+class StopsAfter(StopRequest):
+    """A request to stop that comes when it was asked about so many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._left = times
+
+    def asked(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def test_a_training_that_was_stopped_goes_on_and_ends_with_the_same_predictions(
+    root: Path, output: Path, tmp_path: Path
+) -> None:
+    command = words(root, "toy", tmp_path / "cut")
+    settings = settings_from(build_parser("protocol").parse_args(command), ProtocolCommand)
+    with pytest.raises(TrainingStopped):
+        protocol_command(settings, StopsAfter(9), Console(quiet=True))
+    assert not list((tmp_path / "cut").glob("predictions_*"))
+    assert main(command) == 0
+    for half in (0, 1):
+        name = f"predictions_{half}.star"
+        assert (tmp_path / "cut" / name).read_bytes() == (output / name).read_bytes()
 
 
 def test_a_models_own_training_particles_are_not_evaluated(
