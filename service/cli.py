@@ -17,8 +17,10 @@ from .entries_commands import entries_parser
 from .evaluate_command import add_evaluate
 from .prepare_command import add_preprocess
 from .resolve import known_keys, resolve, with_absolute_paths
+from .score_command import add_score
 from .session import SessionBusyError
 from .settings import InferCommand, SessionSettings, TrainCommand
+from .stream_words import PROTOCOL_WORDS, REPLAY_WORDS, add_words, with_words
 
 ERROR_EXIT_CODE = 2
 RETRY_EXIT_CODE = 75
@@ -46,10 +48,13 @@ SETTINGS_COMMANDS = {
     "worker": "predicts poses; any number of them, on any machine that sees the files",
     "trainer": "fine-tunes the network on the first aligned batch",
     "replay": "let an entry land as a stream and have it answered, as at a microscope",
+    "protocol": "the paper's 2-fold protocol on an entry: train on each half, infer the other, reconstruct, evaluate",
     "simulate": "write an entry of simulated particles in CESPED's layout",
     "train": "fine-tune on an aligned star, without a session; publishes a checkpoint folder",
     "infer": "predict the poses of a star with a checkpoint, without a session",
 }
+
+_WORDS = {"replay": REPLAY_WORDS, "protocol": PROTOCOL_WORDS}
 
 Command = Callable[[argparse.Namespace], int]
 S = TypeVar("S", bound=BaseSettings)
@@ -100,6 +105,7 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=False, parser_class=_Parser)
     for name, text in SETTINGS_COMMANDS.items():
         _add_settings_command(commands, name, text, with_options=name == wanted)
+    add_score(commands)
     _add_requests(commands)
     keys = commands.add_parser("keys", help="make CURVE keys for a tcp endpoint")
     keys.add_argument("_folder", type=Path, metavar="FOLDER", help="where; mode 0700")
@@ -130,6 +136,8 @@ def _add_settings_command(commands: Any, name: str, text: str, *, with_options: 
     if name in ("run", "coordinator", "worker", "trainer"):
         _add_role_arguments(parser, name)
     parser.set_defaults(_options=SettingsArguments(parser, _settings_class(name)))
+    if name in _WORDS:
+        add_words(parser, _WORDS[name])
 
 
 def _add_role_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -147,13 +155,14 @@ def _settings_class(name: str) -> type[BaseSettings]:
             return TrainCommand
         case "infer":
             return InferCommand
-        case "simulate" | "replay" | "demo":
+        case "simulate" | "replay" | "demo" | "protocol":
             from . import stream_settings
 
             kinds: dict[str, type[BaseSettings]] = {
                 "simulate": stream_settings.SimulateCommand,
                 "replay": stream_settings.ReplayCommand,
                 "demo": stream_settings.DemoCommand,
+                "protocol": stream_settings.ProtocolCommand,
             }
             return kinds[name]
     return SessionSettings
@@ -213,7 +222,7 @@ def _later(name: str) -> Command:
 
 def settings_from(arguments: argparse.Namespace, kind: type[S]) -> S:
     """Return the resolved settings of a command."""
-    return resolve(kind, arguments._options.given(arguments), arguments._settings)
+    return resolve(kind, with_words(arguments, arguments._options.given(arguments)), arguments._settings)
 
 
 def session_settings(arguments: argparse.Namespace) -> SessionSettings:

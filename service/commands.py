@@ -147,9 +147,19 @@ def replay_command(arguments: argparse.Namespace) -> int:
     from .stream_settings import ReplayCommand
 
     settings = settings_from(arguments, ReplayCommand)
-    from . import demo
+    from . import replay_command
 
-    return demo.replay_command(settings, Console())
+    return replay_command.replay_command(settings, Console())
+
+
+def protocol_command(arguments: argparse.Namespace) -> int:
+    from .stream_settings import ProtocolCommand
+
+    settings = settings_from(arguments, ProtocolCommand)
+    stop = StopRequest().install()
+    from . import protocol_command
+
+    return protocol_command.protocol_command(settings, stop, Console())
 
 
 def demo_command(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,7 @@
 """Finished rows become one commit: star rows, runs, digests, latencies, and what conflicts."""
 
+import logging
+import time
 from collections.abc import Sequence
 from urllib.parse import unquote
 
@@ -13,6 +15,11 @@ from .finished import BatchTables, Finished, output_tables
 from .ledger import UNPOSED_PLACE, Ledger, Run
 from .rolling import Commit, PoseFiles
 from .session import boot_id
+
+logger = logging.getLogger(__name__)
+
+COMMITTED_EVENT = "poses committed"
+"""Log event, one for each stretch of a batch: batch_id, first_row, num_rows, monotonic_seconds."""
 
 
 class Committer:
@@ -47,6 +54,7 @@ class Committer:
                 latencies.append((lease[2], lease[1], bool(lease[3])))
         self._mark_stacks(group, commit)
         self._poses.commit(commit)
+        _log_committed(group)
         self.latencies.extend(latencies)
 
     def lease_record(self, finished: Finished, now: float) -> tuple[int, int, float | None, int, str, float]:
@@ -84,6 +92,12 @@ class Committer:
                 index = parse_image_name(table.column("rlnImageName")[k])[0]
                 if known is not None:
                     commit.marks.append((known[0], index, finished.poses.digest[k].tobytes().hex()))
+
+
+def _log_committed(group: Sequence[Finished]) -> None:
+    for finished in group:
+        rows = {"batch_id": finished.batch_id, "first_row": finished.first_row, "num_rows": finished.num_rows}
+        logger.info(COMMITTED_EVENT, extra={**rows, "monotonic_seconds": time.monotonic()})
 
 
 def _runs(finished: Finished, which: NDArray[np.bool_]) -> list[Run]:

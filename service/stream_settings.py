@@ -6,8 +6,9 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cesped_stream.benchmark.plan import ReplaySettings
-from cesped_stream.settings import InferenceSettings, RealismSettings, SimulationSettings, TrainingSettings
+from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
+from cesped_stream.benchmark.replay_settings import ReplaySettings
+from cesped_stream.settings import InferenceSettings, RealismSettings, Settings, SimulationSettings, TrainingSettings
 
 from .settings import ServiceSettings
 
@@ -31,13 +32,23 @@ class EntrySettings(SimulationSettings):
     )
 
 
+class ReportSettings(Settings):
+    """The page and metrics.json that tell what came of it."""
+
+    write: bool = Field(True, description="Write the page and metrics.json.")
+    file: Path | None = Field(None, description="The page; default: report.html in the output folder.")
+    maps: bool = Field(True, description="Reconstruct maps and compare them; without, poses are compared only.")
+    points: int = Field(9, ge=1, le=100, description="Moments of the stream at which maps and errors are measured.")
+
+
 class StreamCommand(BaseSettings):
     """What demo and replay have in common."""
 
     model_config = _CONFIG
 
     output: Path = Field(
-        description="Folder for all that comes of it: landing, truth, session, poses.star, summary.json, figure.png."
+        description="Folder for all that comes of it: landing, truth, session, poses.star, report.html, metrics.json, "
+        "summary.json, figure.png."
     )
     replay: ReplaySettings = Field(default_factory=ReplaySettings)
     realism: RealismSettings = Field(default_factory=RealismSettings)
@@ -52,12 +63,20 @@ class StreamCommand(BaseSettings):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     inference: InferenceSettings = Field(default_factory=InferenceSettings)
     service: ServiceSettings = Field(default_factory=ServiceSettings)
+    reporting: ReportSettings = Field(default_factory=ReportSettings)
+
+
+ENTRY_TEXT = (
+    "Entry: a name under the root, a folder (CESPED's layout, or with one star file), or a star file with poses."
+)
+ROOT_TEXT = "Folder of the benchmark's entries, where a name is looked for."
 
 
 class ReplayCommand(StreamCommand):
     """`cesped-stream replay`: an entry lands as a stream, and the roles that would run at a microscope answer it."""
 
-    entry: Path = Field(description="Entry's folder (CESPED's layout, or with one star file), or a star file.")
+    entry: Path = Field(description=ENTRY_TEXT)
+    root: Path = Field(DEFAULT_ROOT, description=ROOT_TEXT)
     roles: bool = Field(
         True, description="Run coordinator, trainer and workers on what lands; without, files land and nothing else."
     )
@@ -68,6 +87,31 @@ class DemoCommand(StreamCommand):
 
     output: Path = Field(Path("demo-output"), description=StreamCommand.model_fields["output"].description)
     simulate: EntrySettings = Field(default_factory=EntrySettings)
+
+
+class ProtocolCommand(BaseSettings):
+    """`cesped-stream protocol`: the paper's 2-fold protocol (section 2.5) on an entry, or a checkpoint of another one
+    on it (section 3.3). Started again with the same settings it goes on where it was."""
+
+    model_config = _CONFIG
+
+    entry: Path = Field(description=ENTRY_TEXT)
+    root: Path = Field(DEFAULT_ROOT, description=ROOT_TEXT)
+    output: Path = Field(
+        description="Folder for all that comes of it: checkpoints, predictions_{0,1}.star, metrics.json, report.html."
+    )
+    half_mode: Literal["gold_standard", "cross_half"] = Field(
+        "cross_half",
+        description="Whose half's model poses a particle: cross_half, the other's, which has not seen it. "
+        "gold_standard, its own, only with a checkpoint that was trained on another entry.",
+    )
+    checkpoint: str = Field("", description="Checkpoint folder of another entry to infer with; nothing is trained.")
+    allow_symmetry: bool = Field(
+        False, description="Take a checkpoint that was trained for another point group; errors are under the entry's."
+    )
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    inference: InferenceSettings = Field(default_factory=InferenceSettings)
+    reporting: ReportSettings = Field(default_factory=ReportSettings)
 
 
 class SimulateCommand(BaseSettings):

@@ -17,8 +17,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from cesped_stream.benchmark.figure import Timeline
-from cesped_stream.benchmark.plan import BatchRole, ReplayPlan, ReplaySettings
+from cesped_stream.benchmark.plan import BatchRole, ReplayPlan
 from cesped_stream.benchmark.replay import Landed, replay
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError
 

@@ -1,5 +1,6 @@
 """Training and inference on star files, without a session."""
 
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -29,15 +30,7 @@ def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
     """Fine-tune on an aligned star and publish; return the checkpoint's folder. TrainingStopped on request."""
     torch.set_num_threads(settings.inference.threads or usable_cores())
     table = with_stacks(read_star(settings.star), settings.star, settings.image_root)
-    with _bars(console) as bars:
-        tasks = [bars.add_task(f"half {half}", total=None) for half in fit.HALVES]
-
-        def on_progress(progress: fit.Progress) -> None:
-            error = progress.validation_error_deg[progress.half_set]
-            words = f"half {progress.half_set}, loss {progress.loss:.3f}"
-            words += "" if error is None else f", validation {error:.1f} deg"
-            bars.update(tasks[progress.half_set], total=progress.max_steps, completed=progress.step, description=words)
-
+    with progress_bars(console) as bars:
         folder, manifest = fit.fit_pair(
             table,
             StackReader(),
@@ -45,7 +38,8 @@ def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
             settings.inference,
             work_folder=settings.output / WORK_FOLDER,
             checkpoints_folder=settings.output,
-            on_progress=on_progress,
+            trained_on=settings.star.name,
+            on_progress=training_progress(bars),
             should_stop=stop.asked,
         )
     console.print(f"{folder}: trained until {manifest.stopped_by}, from {manifest.origin}", highlight=False)
@@ -61,20 +55,11 @@ def infer(settings: InferCommand, console: Console) -> None:
     reader = StackReader()
     posed: list[ParticleTable] = []
     unposed: list[ParticleTable] = []
-    with _bars(console) as bars:
+    with progress_bars(console) as bars:
         task = bars.add_task("inferred", total=None)
         for read in iter_star(settings.star, rows_per_table=ROWS_AT_ONCE):
             table = with_stacks(read, settings.star, settings.image_root)
-            frames = pose_frames(infer_table(predictor, table, reader))
-            finished = Finished(
-                batch_id=0,
-                first_row=0,
-                num_rows=len(table),
-                poses=Poses(**frames),
-                checkpoint_id=predictor.manifest.checkpoint_id,
-                proposer=PROPOSER,
-            )
-            for kept, part in zip((posed, unposed), output_tables(table, finished), strict=True):
+            for kept, part in zip((posed, unposed), posed_and_unposed(predictor, table, reader), strict=True):
                 kept.extend([part] if len(part) else [])
             bars.advance(task, len(table))
     for path, tables in ((settings.output, posed), (unposed_path(settings.output), unposed)):
@@ -82,6 +67,34 @@ def infer(settings: InferCommand, console: Console) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_star(path, joined(tables))
             console.print(f"{path}: {sum(map(len, tables))} particles", highlight=False)
+
+
+def training_progress(bars: Progress) -> Callable[[fit.Progress], None]:
+    """Return what shows each half's training as a bar of its own."""
+    tasks = [bars.add_task(f"half {half}", total=None) for half in fit.HALVES]
+
+    def on_progress(progress: fit.Progress) -> None:
+        error = progress.validation_error_deg[progress.half_set]
+        words = f"half {progress.half_set}, loss {progress.loss:.3f}"
+        words += "" if error is None else f", validation {error:.1f} deg"
+        bars.update(tasks[progress.half_set], total=progress.max_steps, completed=progress.step, description=words)
+
+    return on_progress
+
+
+def posed_and_unposed(
+    predictor: Predictor, table: ParticleTable, reader: StackReader
+) -> tuple[ParticleTable, ParticleTable]:
+    """Infer the rows of a table (`with_stacks`); return those with a pose, and those whose image is unusable."""
+    finished = Finished(
+        batch_id=0,
+        first_row=0,
+        num_rows=len(table),
+        poses=Poses(**pose_frames(infer_table(predictor, table, reader))),
+        checkpoint_id=predictor.manifest.checkpoint_id,
+        proposer=PROPOSER,
+    )
+    return output_tables(table, finished)
 
 
 def unposed_path(output: Path) -> Path:
@@ -109,7 +122,8 @@ def with_stacks(table: ParticleTable, star: Path, image_root: Path | None) -> Pa
     return table.with_image_sizes([boxes[stack] for stack in stacks])
 
 
-def _bars(console: Console) -> Progress:
+def progress_bars(console: Console) -> Progress:
+    """Return bars of a command that computes."""
     return Progress(
         TextColumn("{task.description:<44}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )

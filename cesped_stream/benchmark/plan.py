@@ -8,15 +8,15 @@ from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
 from cesped_stream.benchmark.entries import STACK_LABEL, Entry
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.benchmark.stream_images import ImageEdits
 from cesped_stream.benchmark.stream_realism import TRUTH_ONLY, StreamRealism, with_used_optics
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.particles.stacks import read_header
 from cesped_stream.particles.table import ParticleTable
-from cesped_stream.settings import RealismSettings, Settings
+from cesped_stream.settings import RealismSettings
 
 Int64 = NDArray[np.int64]
 
@@ -30,37 +30,6 @@ POSE_LABELS = (
 )
 ROLE_LABEL = "cestreamReplayRole"
 SOURCE_LABEL = "cestreamSourceImage"
-
-
-class ReplaySettings(Settings):
-    """What lands when; the same settings on the same entry give the same bytes."""
-
-    seed: int = Field(0, ge=0, description="Seeds the order in which micrographs arrive.")
-    rate: float = Field(0.0, ge=0, description="Streamed particles per second; 0: as fast as the disk takes them.")
-    batch_rows: int = Field(200, ge=1, description="Rows of a streamed star, and images of any stack, at most.")
-    first_aligned: int = Field(
-        0,
-        ge=0,
-        description="Whole micrographs with at least this many particles land first, with their poses.",
-    )
-    first_aligned_micrographs: int = Field(0, ge=0, description="So many micrographs land first, with poses.")
-    aligned_micrographs: tuple[str, ...] = Field(
-        (), description="These micrographs (rlnMicrographName) land first, with poses."
-    )
-    star_first: bool = Field(False, description="Write each star before its stack, as some pipelines do.")
-    done_markers: bool = Field(True, description="Write `<star>.done` after the aligned star.")
-    limit: int = Field(0, ge=0, description="Land at most about so many particles (whole micrographs); 0: all.")
-
-    @model_validator(mode="after")
-    def _one_choice_of_aligned(self) -> "ReplaySettings":
-        chosen = [
-            name
-            for name in ("first_aligned", "first_aligned_micrographs", "aligned_micrographs")
-            if getattr(self, name)
-        ]
-        if len(chosen) > 1:
-            raise ValueError(f"{' and '.join(chosen)} each choose the aligned batch; give one of them")
-        return self
 
 
 class BatchRole(StrEnum):
@@ -148,10 +117,10 @@ def tells_pose(label: str) -> bool:
 def plan_replay(
     entry: Entry, settings: ReplaySettings, realism: RealismSettings | None = None, *, symmetry: str | None = None
 ) -> ReplayPlan:
-    """Return what will land: micrographs in a seeded order, the aligned ones first, cut into batches.
+    """Return what will land: micrographs in a seeded or the recorded order, the aligned ones first, cut into batches.
 
-    A micrograph's particles stay together and in their order; rows of a star without micrographs are shuffled
-    one by one. Raises InvalidSettingsError where the aligned micrographs are not in the entry or have no poses.
+    A micrograph's particles stay together and in their order; rows of a star without micrographs are taken one by
+    one. Raises InvalidSettingsError where the aligned micrographs are not in the entry or have no poses.
 
     `realism` (what `for_replay` leaves of it) adds what real sessions contain; `symmetry` is then the entry's, where
     it states none (C1 where neither does).
@@ -159,7 +128,7 @@ def plan_replay(
     stream = StreamRealism(realism or RealismSettings(), entry.symmetry or symmetry or "C1")
     table = stream.chosen(entry.particles())
     units = _units(table)
-    order = [units[k] for k in np.random.default_rng(settings.seed).permutation(len(units))]
+    order = units if settings.order == "recorded" else _shuffled(units, settings.seed)
     if settings.limit:
         order = order[: _units_holding([len(u) for u in order], settings.limit)]
     aligned, streamed = _split(table, order, settings)
@@ -188,6 +157,10 @@ def _units(table: ParticleTable) -> list[Int64]:
     for row, name in enumerate(table.column("rlnMicrographName")):
         members.setdefault(name, []).append(row)
     return [np.array(rows, np.int64) for rows in members.values()]
+
+
+def _shuffled(units: list[Int64], seed: int) -> list[Int64]:
+    return [units[k] for k in np.random.default_rng(seed).permutation(len(units))]
 
 
 def _units_holding(sizes: list[int], particles: int) -> int:

@@ -18,14 +18,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from cesped_stream.benchmark.entries import STACK_LABEL
-from cesped_stream.benchmark.plan import (
-    BatchRole,
-    PlannedBatch,
-    PlannedStack,
-    ReplayPlan,
-    ReplaySettings,
-    tells_pose,
-)
+from cesped_stream.benchmark.plan import BatchRole, PlannedBatch, PlannedStack, ReplayPlan, tells_pose
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.imaging.junk import REALISM_NAME

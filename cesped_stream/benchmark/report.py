@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -14,12 +13,11 @@ from rich.table import Table
 from scipy.spatial.transform import Rotation
 
 from cesped_stream.benchmark.compare import Comparison
-from cesped_stream.benchmark.entries import STACK_LABEL
 from cesped_stream.benchmark.figure import FigureData, Gallery, Timeline, random_error_density
+from cesped_stream.benchmark.stream_report import with_landed_stacks
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
-from cesped_stream.particles.stacks import StackReader, parse_image_name, read_images
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.stacks import StackReader, read_images
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
 
@@ -214,7 +212,7 @@ def _gallery(
     if not number:
         return None
     shown = np.sort(np.random.default_rng(0).choice(number, min(columns, number), replace=False))
-    table = _with_landed_stacks(comparison.truth.select(shown), landing)
+    table = with_landed_stacks(comparison.truth.select(shown), landing)
     group = read_images(table, StackReader())[0]
     shown, images = shown[group.index], group.images
     rows: list[tuple[str, Images]] = [("raw", images)]
@@ -227,11 +225,6 @@ def _gallery(
         truth = torch.from_numpy(comparison.true_rotations[shown])
         rows.append(("map at the\ntrue pose", reference.project(truth).numpy()))
     return Gallery(tuple(rows), comparison.errors_deg[shown])
-
-
-def _with_landed_stacks(table: ParticleTable, landing: Path) -> ParticleTable:
-    stacks = [quote(str((landing / parse_image_name(name)[1]).resolve())) for name in table.column("rlnImageName")]
-    return table.with_columns({STACK_LABEL: stacks})
 
 
 def _subtitle(summary: Mapping[str, Any]) -> tuple[str, ...]:

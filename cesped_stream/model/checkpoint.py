@@ -72,11 +72,15 @@ class CheckpointManifest(BaseModel):
     """Whether the two halves have anything but the ImageNet weights in common."""
     stopped_by: Literal["steps", "plateau", "epochs", "minutes"]
     training: TrainingSettings
+    trained_on: str = ""
+    """The entry or star that both halves were trained on; empty in a session, and in checkpoints older than this."""
     package_version: str = Field(default_factory=_package_version)
 
     def content_id(self) -> str:
         """Return the id that this manifest's contents have."""
-        content = self.model_dump(mode="json", exclude={"checkpoint_id"})
+        # Left out where empty: checkpoints that do not know of it keep their id.
+        unsaid = set() if self.trained_on else {"trained_on"}
+        content = self.model_dump(mode="json", exclude={"checkpoint_id"} | unsaid)
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
         return f"i2s-{hashlib.sha256(canonical).hexdigest()[:12]}"
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL, ReplaySettings
+from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL
 from cesped_stream.benchmark.replay import restore_truth
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import ModelSettings, PreprocessSettings, TrainingSettings
-from cesped_stream_service.demo import replay_command
+from cesped_stream_service.replay_command import replay_command
 from cesped_stream_service.stream_settings import ReplayCommand
 
 ALIGNED = ("Unt_083.mrc", "Unt_088.mrc")
@@ -73,6 +74,21 @@ def test_every_landed_row_is_exported_once_and_nothing_else(output: Path, export
     summary = json.loads((output / "summary.json").read_text())
     assert (summary["landed"], summary["inferred"], summary["lost"], summary["doubled"]) == (1430, 720, 0, 0)
     assert summary["foreign"] == summary["unposed"] == 0
+
+
+def test_the_report_tells_when_each_streamed_row_was_posed_and_agrees_with_the_summary(output: Path) -> None:
+    block = json.loads((output / "metrics.json").read_text())["cesped_stream"]
+    summary = json.loads((output / "summary.json").read_text())
+    stream = block["stream"]
+    assert stream["counts"]["inferred"] == stream["latency"]["num_particles"] == 720
+    assert sum(batch["num_particles"] for batch in stream["batches"]) == 720
+    assert all(0 < batch["p50_seconds"] <= batch["max_seconds"] < 180 for batch in stream["batches"])
+    assert [point["seen"] for point in stream["errors_along_the_stream"]][-1] == 720
+    seconds = [point["seconds"] for point in stream["errors_along_the_stream"]]
+    assert seconds == sorted(seconds)
+    assert block["poses"]["together"]["mean_deg"] == summary["mean_angular_error_deg"]
+    assert stream["half_words"] == "own half's model, halves unknown: not gold standard"
+    assert (output / "report.html").stat().st_size > 100_000
 
 
 def test_every_streamed_row_has_a_finite_pose_of_a_named_checkpoint(exported: ParticleTable) -> None:

@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from cesped_stream.benchmark.entries import Entry, open_entry
-from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL, BatchRole, ReplaySettings, plan_replay
+from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL, BatchRole, plan_replay
 from cesped_stream.benchmark.replay import Landed, replay, restore_truth
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.stacks import StackReader, parse_image_name, read_header, write_stack
 from cesped_stream.particles.star import read_star, write_star
@@ -105,6 +106,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_order(entry
     assert files_of(first / "landing") == files_of(again / "landing")
     assert (first / "truth" / "truth.star").read_bytes() == (again / "truth" / "truth.star").read_bytes()
     assert files_of(first / "landing") != files_of(other / "landing")
+
+
+def test_the_recorded_order_is_the_entrys_own(entry: Entry) -> None:
+    plan = plan_replay(entry, ReplaySettings(order="recorded", first_aligned_micrographs=2, batch_rows=4, seed=3))
+    assert plan.truth().column(SOURCE_LABEL) == entry.particles().column("rlnImageName")
+    shuffled = plan_replay(entry, ReplaySettings(first_aligned_micrographs=2, batch_rows=4, seed=3))
+    assert plan.truth().column(SOURCE_LABEL) != shuffled.truth().column(SOURCE_LABEL)
 
 
 def test_named_micrographs_are_the_aligned_ones(entry: Entry) -> None:

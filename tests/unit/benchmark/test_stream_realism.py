@@ -9,8 +9,9 @@ import pytest
 from support.imaging import blobs
 
 from cesped_stream.benchmark.entries import Entry, open_entry
-from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL, ReplaySettings, plan_replay, tells_pose
+from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL, plan_replay, tells_pose
 from cesped_stream.benchmark.replay import replay
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.benchmark.stream_realism import TRUE_LABEL, for_demo, for_replay, for_simulation, labels_only
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.imaging.entry import write_entry

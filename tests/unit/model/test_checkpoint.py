@@ -172,3 +172,15 @@ def test_both_halves_are_needed_to_publish(tmp_path: Path, states: States) -> No
     with pytest.raises(ValueError, match="train both"):
         publish_checkpoint(tmp_path, _manifest(), {0: states[0]})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_names_no_data_keeps_the_id_it_had_before_it_could(tmp_path: Path, states: States) -> None:
+    folder, manifest = publish_checkpoint(tmp_path, _manifest(), states)
+    file = folder / "manifest.json"
+    older = json.loads(file.read_text())
+    assert older.pop("trained_on") == ""
+    file.write_text(json.dumps(older))
+    assert read_manifest(folder) == manifest
+    named, its = publish_checkpoint(tmp_path, _manifest(trained_on="10166"), states)
+    assert its.checkpoint_id != manifest.checkpoint_id
+    assert read_manifest(named).trained_on == "10166"

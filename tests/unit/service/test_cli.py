@@ -9,7 +9,7 @@ import pytest
 from cesped_stream_service.cli import SETTINGS_COMMANDS, build_parser, main
 
 ROLES_AND_REQUESTS = "run coordinator worker trainer status reinfer requeue retrain stop export"
-COMMANDS = f"{ROLES_AND_REQUESTS} demo replay simulate train infer keys bench"
+COMMANDS = f"{ROLES_AND_REQUESTS} demo replay protocol simulate train infer keys bench"
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:

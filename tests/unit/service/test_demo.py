@@ -13,7 +13,8 @@ from cesped_stream.benchmark.report import half_words
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.particles.star import read_star
 from cesped_stream.settings import TrainingSettings
-from cesped_stream_service.demo import replay_command, simulate_command, symmetry_of
+from cesped_stream_service.demo import simulate_command
+from cesped_stream_service.replay_command import replay_command, symmetry_of
 from cesped_stream_service.settings import InferCommand
 from cesped_stream_service.stream_settings import ReplayCommand, SimulateCommand
 from cesped_stream_service.tools import infer

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from cesped_stream.benchmark.entries import open_entry
-from cesped_stream.benchmark.plan import ReplayPlan, ReplaySettings, plan_replay
+from cesped_stream.benchmark.plan import ReplayPlan, plan_replay
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.particles.stacks import write_stack
 from cesped_stream.particles.star import write_star

@@ -1,0 +1,152 @@
+"""Charts of a stream's page as SVG: the same data give the same bytes."""
+
+import io
+from collections.abc import Callable, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from cesped_stream.benchmark.evaluation_result import Evaluation
+from cesped_stream.benchmark.figure import BLUE, GREEN, GREY, INK, ORANGE, Timeline
+from cesped_stream.benchmark.stream_curves import ErrorPoint, MapPoint
+from cesped_stream.benchmark.stream_times import BatchLatency
+
+_SIZE = (6.4, 3.9)
+
+
+def error_chart(points: Sequence[ErrorPoint], random_mean_deg: float | None, *, by_seconds: bool = False) -> bytes:
+    """Return angular error against particles seen, or against seconds since the replay began."""
+
+    def draw(axes: Axes) -> None:
+        x = _x(points, by_seconds)
+        axes.plot(x, [p.mean_deg for p in points], "o-", color=BLUE, label="mean of all so far")
+        axes.plot(x, [p.median_deg for p in points], "o-", color=ORANGE, label="median of all so far")
+        axes.plot(x, [p.recent_median_deg for p in points], ".--", color=GREY, label="median since the point before")
+        worst = max(max(p.mean_deg, p.recent_median_deg) for p in points)
+        if random_mean_deg is not None and random_mean_deg < 2.5 * worst:
+            axes.axhline(random_mean_deg, color=GREY, linewidth=1, linestyle=":", label="guessing (mean)")
+        axes.set_ylabel("angular error, degrees")
+        axes.set_ylim(0, 1.35 * worst)
+
+    return _chart(draw, _x_label(by_seconds))
+
+
+def resolution_chart(points: Sequence[MapPoint], best_05_angstrom: float | None, *, by_seconds: bool = False) -> bytes:
+    """Return FSC resolutions of the maps so far; `best_05_angstrom`: what the truth's halves reach at 0.5."""
+
+    def draw(axes: Axes) -> None:
+        x = _x(points, by_seconds)
+        for label, style, color, values in (
+            ("map against truth, FSC 0.5", "o-", BLUE, [p.to_truth_05_angstrom for p in points]),
+            (
+                "half map against the truth's other half, 0.5",
+                "s-",
+                GREEN,
+                [p.to_other_half_05_angstrom for p in points],
+            ),
+            ("half maps, 0.143 (no truth needed)", ".--", ORANGE, [p.half_to_half_0143_angstrom for p in points]),
+        ):
+            axes.plot(x, [np.nan if v is None else v for v in values], style, color=color, label=label)
+        if best_05_angstrom is not None:
+            axes.axhline(best_05_angstrom, color=INK, linewidth=1, linestyle=":", label="the truth's own halves, 0.5")
+        axes.set_ylabel("resolution, Å (lower is better)")
+
+    return _chart(draw, _x_label(by_seconds))
+
+
+def latency_chart(seconds: Sequence[float], p50: float | None, p95: float | None) -> bytes:
+    """Return the distribution of latencies over particles."""
+
+    def draw(axes: Axes) -> None:
+        counts = axes.hist(list(seconds), bins=30, color=BLUE, alpha=0.85, label="particles")[0]
+        axes.set_ylim(0, 1.3 * float(np.max(np.asarray(counts))))
+        for value, name, color in ((p50, "p50", ORANGE), (p95, "p95", INK)):
+            if value is not None:
+                axes.axvline(value, color=color, linewidth=1.5, label=f"{name} {value:.1f} s")
+        axes.set_ylabel("particles")
+
+    return _chart(draw, "seconds from the batch's last byte to the pose on disk")
+
+
+def batch_chart(batches: Sequence[BatchLatency], model_seconds: float | None) -> bytes:
+    """Return each batch's latency against the moment it landed."""
+
+    def draw(axes: Axes) -> None:
+        x = [batch.landed_seconds for batch in batches]
+        for what, color, values in (
+            ("last pose of the batch", BLUE, [batch.max_seconds for batch in batches]),
+            ("its median pose", GREY, [batch.p50_seconds for batch in batches]),
+        ):
+            axes.plot(x, [np.nan if v is None else v for v in values], ".", color=color, label=what)
+        if model_seconds is not None:
+            axes.axvline(model_seconds, color=ORANGE, linestyle=":", label="model published")
+        axes.set_ylabel("latency, seconds")
+        axes.set_ylim(0, None)
+
+    return _chart(draw, "batch landed, seconds since the first file")
+
+
+def timeline_chart(timeline: Timeline) -> bytes:
+    """Return particles landed and posed against time."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(timeline.seconds, timeline.landed, color=GREY, linewidth=2, label="landed")
+        axes.plot(timeline.seconds, timeline.inferred, color=GREEN, linewidth=2, label="with a pose on disk")
+        for seconds, text in timeline.marks:
+            axes.axvline(seconds, color=ORANGE, linewidth=1.2, linestyle=":")
+            axes.annotate(
+                text, (seconds, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=8, ha="right"
+            )
+        axes.set_ylabel("particles")
+        axes.set_ylim(0, None)
+
+    return _chart(draw, "seconds since the first file")
+
+
+def histogram_chart(evaluation: Evaluation, random_density: tuple[np.ndarray, np.ndarray]) -> bytes:
+    """Return the distribution of angular errors beside that of a guess."""
+
+    def draw(axes: Axes) -> None:
+        errors = evaluation.errors_deg
+        edges = np.arange(0, 180.1, 3.0 if len(errors) >= 1000 else 6.0)
+        width = float(edges[1] - edges[0])
+        axes.hist(
+            errors, edges.tolist(), weights=np.full(len(errors), 1 / (len(errors) * width)), color=BLUE,
+            alpha=0.85, label=f"predicted (n = {len(errors):,})",
+        )  # fmt: skip
+        axes.axvline(float(np.median(errors)), color=ORANGE, label=f"median {np.median(errors):.1f}°")
+        axes.plot(*random_density, color=GREY, linewidth=2, label="guessing")
+        axes.set_ylabel("share per degree")
+        axes.set_xlim(0, 180)
+
+    return _chart(draw, "angular error, degrees")
+
+
+def _x(points: Sequence[ErrorPoint] | Sequence[MapPoint], by_seconds: bool) -> list[float]:
+    if not by_seconds:
+        return [float(point.seen) for point in points]
+    return [np.nan if point.seconds is None else point.seconds for point in points]
+
+
+def _x_label(by_seconds: bool) -> str:
+    return "seconds since the first file" if by_seconds else "streamed particles with a pose"
+
+
+def _chart(draw: Callable[[Axes], None], x_label: str) -> bytes:
+    style = {"font.size": 10, "svg.hashsalt": "cesped-stream", "axes.labelcolor": INK, "legend.frameon": False}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=_SIZE, facecolor="white", layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_xlabel(x_label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e3e6ea", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.legend(fontsize=8.5)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()

@@ -1,0 +1,244 @@
+"""`cesped-stream protocol`: train on each half of an entry, infer the other, reconstruct, evaluate; generalisation."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from cesped_stream.benchmark.entries import Entry, find_entry
+from cesped_stream.benchmark.evaluation import evaluate_poses
+from cesped_stream.benchmark.evaluation_files import write_evaluation
+from cesped_stream.benchmark.evaluation_report import evaluation_report
+from cesped_stream.benchmark.evaluation_result import Evaluation
+from cesped_stream.benchmark.predictions import read_predictions
+from cesped_stream.benchmark.protocol_page import protocol_page
+from cesped_stream.benchmark.report import half_words
+from cesped_stream.benchmark.stream_report import why_no_maps
+from cesped_stream.benchmark.transfer import check_transfer, trained_on
+from cesped_stream.benchmark.truth_maps import truth_maps
+from cesped_stream.durable import write_whole
+from cesped_stream.errors import InvalidSettingsError, InvalidStarError
+from cesped_stream.inference import Predictor
+from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
+from cesped_stream.particles.stacks import StackReader
+from cesped_stream.particles.star import write_star
+from cesped_stream.particles.table import ParticleTable
+from cesped_stream.reconstruction.engine import BuiltinEngine
+from cesped_stream.training import fit
+
+from .finished import joined
+from .process import StopRequest, usable_cores
+from .replay_command import symmetry_of
+from .stream_outcome import REPORT_NAME, StageBars
+from .stream_settings import ProtocolCommand
+from .tools import ROWS_AT_ONCE, WORK_FOLDER, posed_and_unposed, progress_bars, training_progress, unposed_path
+
+RECORD_NAME = "protocol.json"
+"""What the folder was begun with: started again with anything else, the command refuses."""
+MERIT_LABEL, FORMER_MERIT_LABEL = "rlnParticleFigureOfMerit", "cestreamInputFigureOfMerit"
+
+
+def protocol_command(settings: ProtocolCommand, stop: StopRequest, console: Console) -> int:
+    """Run the protocol, or go on with it where the folder holds a part of it already."""
+    entry = find_entry(str(settings.entry), settings.root)
+    symmetry = symmetry_of(entry, settings)
+    _check_half_mode(entry, settings)
+    torch.set_num_threads(settings.inference.threads or usable_cores())
+    table = entry.particles()
+    if not table.has_poses().all():
+        raise InvalidStarError(
+            f"{entry.name}: rows without a pose; the protocol trains on and compares with all of them"
+        )
+    warnings: list[str] = []
+    if settings.checkpoint:
+        manifest = read_manifest(Path(settings.checkpoint))
+        warnings = check_transfer(manifest, table, symmetry, allow_symmetry=settings.allow_symmetry)
+    for warning in warnings:
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
+    _begin_or_go_on(entry, settings, symmetry)
+    with progress_bars(console) as bars:
+        run = _Run(entry, table, symmetry, settings, bars)
+        checkpoint = Path(settings.checkpoint) if settings.checkpoint else run.trained(stop)
+        stars = [run.predicted(checkpoint, half, stop) for half in fit.HALVES]
+        evaluation = run.evaluated(stars)
+    facts = _facts(read_manifest(checkpoint), settings)
+    _write(evaluation, entry, settings, facts, _made_by(read_manifest(checkpoint), entry, settings), warnings)
+    console.print(evaluation_report(evaluation, entry.name, [*warnings, f"Half-sets: {facts['half_words']}."]))
+    console.print(f"{settings.output}: predictions_0.star, predictions_1.star, metrics.json", highlight=False)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The stages, each skipped where its result is on disk."""
+
+    entry: Entry
+    table: ParticleTable
+    symmetry: str
+    settings: ProtocolCommand
+    bars: Progress
+
+    def trained(self, stop: StopRequest) -> Path:
+        """Return the checkpoint's folder; a training that was stopped goes on from its last epoch."""
+        folder = self.settings.output / "checkpoints"
+        done = sorted(folder.glob("i2s-*"))
+        if done:
+            return done[0]
+        published, _ = fit.fit_pair(
+            self.table,
+            StackReader(),
+            self.settings.training.model_copy(update={"symmetry": self.symmetry}),
+            self.settings.inference,
+            work_folder=self.settings.output / WORK_FOLDER,
+            checkpoints_folder=folder,
+            trained_on=self.entry.name,
+            on_progress=training_progress(self.bars),
+            should_stop=stop.asked,
+        )
+        return published
+
+    def predicted(self, checkpoint: Path, half: int, stop: StopRequest) -> Path:
+        """Return the star of a half-set's predictions, in the entry's own order."""
+        output = self.settings.output / f"predictions_{half}.star"
+        if output.exists():
+            return output
+        rows = np.flatnonzero(self.table.half_sets() == half)
+        predictor = Predictor(checkpoint, self.settings.inference, self.settings.half_mode)
+        reader, posed, unposed = StackReader(), list[ParticleTable](), list[ParticleTable]()
+        task = self.bars.add_task(f"half {half} inferred", total=len(rows))
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            if stop.asked():
+                raise fit.TrainingStopped(f"inference of half {half} stopped on request; start it again to go on")
+            part = self.table.select(rows[start : start + ROWS_AT_ONCE])
+            for kept, found in zip((posed, unposed), posed_and_unposed(predictor, part, reader), strict=True):
+                kept.extend([found] if len(found) else [])
+            self.bars.advance(task, len(part))
+        if unposed:
+            write_star(unposed_path(output), joined(unposed))
+        if not posed:
+            raise InvalidStarError(f"{self.entry.name}: no image of half-set {half} is usable; nothing to evaluate")
+        write_star(output, _with_merit(joined(posed)))
+        return output
+
+    def evaluated(self, stars: list[Path]) -> Evaluation:
+        """Return the figures; the truth's maps are kept under truth_maps/ and found again."""
+        progress = StageBars(self.bars)
+        engine = BuiltinEngine() if self.settings.reporting.maps and not why_no_maps(self.table) else None
+        known = None
+        if engine is not None:
+            cache = self.settings.output / "truth_maps"
+            known = truth_maps(self.table, self.symmetry, engine, cache=cache, on_progress=progress)
+        return evaluate_poses(
+            self.table,
+            read_predictions(stars),
+            symmetry=self.symmetry,
+            engine=engine,
+            truth_maps=known,
+            on_progress=progress,
+        )
+
+
+def _check_half_mode(entry: Entry, settings: ProtocolCommand) -> None:
+    """Refuse poses of particles by the model that was trained on them."""
+    if settings.half_mode == "cross_half":
+        return
+    name = read_manifest(Path(settings.checkpoint)).trained_on if settings.checkpoint else entry.name
+    if name == entry.name:
+        raise InvalidSettingsError(
+            "half_mode gold_standard: each half's model would pose the very particles that it was trained on, and the "
+            "errors would flatter it; use cross_half, or hold particles out: `cesped-stream replay ENTRY --protocol "
+            "gold_standard --first-aligned N` trains on N and poses the others"
+        )
+
+
+def _begin_or_go_on(entry: Entry, settings: ProtocolCommand, symmetry: str) -> None:
+    """Record what the folder is made with; InvalidSettingsError where it was begun with something else."""
+    record = _record(entry, settings, symmetry)
+    file = settings.output / RECORD_NAME
+    if not file.exists():
+        if settings.output.exists() and any(settings.output.iterdir()):
+            raise InvalidSettingsError(
+                f"output {settings.output}: not empty and not of this command; give another folder"
+            )
+        settings.output.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(record, indent=1).encode() + b"\n")
+        return
+    before = json.loads(file.read_text())
+    if changed := sorted(key for key in before | record if before.get(key) != record.get(key)):
+        raise InvalidSettingsError(
+            f"{file}: begun with other {', '.join(changed)}; go on with the same, or give another output folder"
+        )
+
+
+def _record(entry: Entry, settings: ProtocolCommand, symmetry: str) -> dict[str, Any]:
+    checkpoint = read_manifest(Path(settings.checkpoint)).checkpoint_id if settings.checkpoint else ""
+    return {
+        "entry": {star.name: hashlib.sha256(star.read_bytes()).hexdigest() for star in entry.stars},
+        "symmetry": symmetry,
+        "half_mode": settings.half_mode,
+        "checkpoint": checkpoint,
+        "training": None if checkpoint else settings.training.model_dump(mode="json"),
+        "inference": settings.inference.model_dump(mode="json", exclude={"device", "threads"}),
+    }
+
+
+def _with_merit(table: ParticleTable) -> ParticleTable:
+    """Return CESPED's prediction star: our confidence in rlnParticleFigureOfMerit, a picker's score beside it."""
+    columns: dict[str, Any] = {MERIT_LABEL: table.column("cestreamConfidence")}
+    if MERIT_LABEL in table:
+        columns[FORMER_MERIT_LABEL] = table.column(MERIT_LABEL)
+    return table.with_columns(columns)
+
+
+def _facts(manifest: CheckpointManifest, settings: ProtocolCommand) -> dict[str, Any]:
+    independence = "unknown" if settings.checkpoint else manifest.independence
+    return {
+        "half_mode": settings.half_mode,
+        "half_independence": independence,
+        "half_words": half_words({"half_mode": settings.half_mode, "half_independence": independence}),
+        "alignment_limit_angstrom": 2 * manifest.network_pixel_size_angstrom,
+        "checkpoint": manifest.checkpoint_id,
+        "checkpoint_origin": manifest.origin,
+        "trained_on": manifest.trained_on,
+        "trained_for_symmetry": manifest.symmetry,
+    }
+
+
+def _made_by(manifest: CheckpointManifest, entry: Entry, settings: ProtocolCommand) -> list[tuple[str, str]]:
+    transfer = "another entry (generalisation, section 3.3)" if settings.checkpoint else "this entry (section 2.5)"
+    return [
+        ("entry", entry.name),
+        ("training", f"{transfer}: {trained_on(manifest)}"),
+        ("trained for symmetry", manifest.symmetry),
+        ("weights started from", manifest.origin),
+        ("training ended by", manifest.stopped_by),
+        *((f"half {half} steps", f"{record.steps:,}") for half, record in sorted(manifest.halves.items())),
+        (
+            "network",
+            f"{manifest.preset}, {manifest.preprocess.image_size} px at {manifest.network_pixel_size_angstrom:.2f} Å",
+        ),
+        ("whose model poses a particle", settings.half_mode.replace("_", " ")),
+    ]
+
+
+def _write(
+    evaluation: Evaluation,
+    entry: Entry,
+    settings: ProtocolCommand,
+    facts: dict[str, Any],
+    made_by: list[tuple[str, str]],
+    warnings: list[str],
+) -> None:
+    if not settings.reporting.write:
+        return
+    context = {"target": entry.name, **facts, "warnings": warnings}
+    write_evaluation(evaluation, settings.output, entry.name, context=context)
+    what = "posed by a checkpoint of another entry" if settings.checkpoint else "2-fold protocol"
+    page = protocol_page(evaluation, f"{entry.name}: {what}", facts, made_by, warnings)
+    write_whole(settings.reporting.file or settings.output / REPORT_NAME, page.encode())

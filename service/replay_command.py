@@ -1,0 +1,348 @@
+"""`cesped-stream replay`: an entry lands as a stream, is answered, and what came of it is told. `demo` runs it too."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cesped_stream.benchmark.compare import Comparison, compare
+from cesped_stream.benchmark.entries import Entry, find_entry
+from cesped_stream.benchmark.figure import save_figure
+from cesped_stream.benchmark.plan import BatchRole, ReplayPlan, plan_replay
+from cesped_stream.benchmark.predictions import read_predictions
+from cesped_stream.benchmark.replay import LOG_NAME, TRUTH_NAME
+from cesped_stream.benchmark.replay import replay as land_plan
+from cesped_stream.benchmark.report import (
+    RunFacts,
+    figure_data,
+    half_words,
+    summarise,
+    summary_table,
+    write_summary,
+)
+from cesped_stream.benchmark.stream_realism import for_replay
+from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream
+from cesped_stream.benchmark.stream_times import StreamTimes, stream_times
+from cesped_stream.errors import InvalidSettingsError
+from cesped_stream.export.star import export_star
+from cesped_stream.imaging.entry import TRUTH_MAP
+from cesped_stream.imaging.maps import read_map
+from cesped_stream.imaging.preprocess import Preprocessor
+from cesped_stream.imaging.projector import MapProjector
+from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
+from cesped_stream.particles.star import read_star
+from cesped_stream.particles.table import ParticleTable
+from cesped_stream.reconstruction.engine import BuiltinEngine
+from cesped_stream.settings import RealismSettings
+
+from .commit_times import committed_at
+from .resolve import with_absolute_paths
+from .session import SessionFolder
+from .settings import LandingSettings, SessionSettings
+from .stream_outcome import REPORT_NAME, StageBars, StreamStatement, contained_words, stated_of, write_outcome
+from .stream_settings import ProtocolCommand, ReplayCommand, StreamCommand
+from .streaming import StreamProgress, StreamRecord, stream_entry
+
+PUBLISHED_MARK = "model published"
+
+
+@dataclass
+class Stages:
+    """Seconds that each named stage took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.monotonic() - start
+
+
+def replay_command(settings: ReplayCommand, console: Console) -> int:
+    """Stream any entry, and tell what came of it; without roles, land its files only."""
+    stages = Stages()
+    start = time.monotonic()
+    refuse_used_output(settings.output)
+    entry = find_entry(str(settings.entry), settings.root)
+    with progress_bars(console) as bars:
+        realism = for_replay(settings.realism, entry.folder)
+        if settings.roles:
+            stream_and_report(entry, settings, realism, console, bars, stages, start)
+        else:
+            _land_only(entry, settings, realism, bars)
+    return 0
+
+
+def stream_and_report(
+    entry: Entry,
+    settings: StreamCommand,
+    realism: RealismSettings,
+    console: Console,
+    bars: Progress,
+    stages: Stages,
+    start: float,
+) -> None:
+    """Stream an entry into a session on this machine, and write and print what came of it."""
+    session = session_settings(settings, symmetry_of(entry, settings))
+    plan = plan_replay(entry, settings.replay, realism, symmetry=session.training.symmetry)
+    truth = settings.output / "truth"
+    statement = _statement(entry, plan, settings, realism, session.training.symmetry)
+    statement.write(truth)
+    shown = _Bars(bars, plan)
+    with stages.stage("stream"):
+        record = stream_entry(
+            plan, settings.replay, session, truth, on_progress=shown.update,
+            deadline_seconds=60 * settings.deadline_minutes,
+        )  # fmt: skip
+    bars.stop()
+    with stages.stage("report"):
+        summary = _Outcome(entry, settings, session, record, statement).write(stages, start, console)
+    console.print(summary_table(summary))
+    files = [settings.output / "figure.png", settings.output / "poses.star"]
+    files += [report_file(settings)] if settings.reporting.write else []
+    console.print("   ".join(str(file) for file in files), highlight=False, soft_wrap=True)
+
+
+def report_file(settings: StreamCommand) -> Path:
+    """Return where the page goes."""
+    return settings.reporting.file or settings.output / REPORT_NAME
+
+
+def _land_only(entry: Entry, settings: ReplayCommand, realism: RealismSettings, bars: Progress) -> None:
+    symmetry = symmetry_of(entry, settings)
+    plan = plan_replay(entry, settings.replay, realism, symmetry=symmetry)
+    truth = settings.output / "truth"
+    _statement(entry, plan, settings, realism, symmetry).write(truth)
+    task = bars.add_task("landed", total=plan.num_particles)
+    landing = settings.output / "landing"
+    land_plan(plan, landing, truth, settings.replay, on_landed=lambda landed: bars.advance(task, landed.num_rows))
+
+
+def _statement(
+    entry: Entry, plan: ReplayPlan, settings: StreamCommand, realism: RealismSettings, symmetry: str
+) -> StreamStatement:
+    replay = settings.replay.model_dump(mode="json")
+    words = contained_words(entry, replay, plan.count(BatchRole.STREAMED), realism)
+    return StreamStatement(entry.name, symmetry, words, replay)
+
+
+def symmetry_of(entry: Entry, settings: StreamCommand | ProtocolCommand) -> str:
+    """Return the entry's stated symmetry, else `training.symmetry`; InvalidSettingsError where they differ."""
+    given = settings.training.symmetry
+    if entry.symmetry is None:
+        return given
+    if "symmetry" in settings.training.model_fields_set and given != entry.symmetry:
+        raise InvalidSettingsError(f"training.symmetry {given}: {entry.folder} states {entry.symmetry}; leave it out")
+    return entry.symmetry
+
+
+def session_settings(settings: StreamCommand, symmetry: str) -> SessionSettings:
+    """Return the settings of the session that answers a stream, all paths absolute."""
+    values: dict[str, Any] = {
+        "session": settings.output / "session",
+        "half_mode": settings.half_mode,
+        "min_aligned_per_half": settings.min_aligned_per_half,
+        "checkpoint": settings.checkpoint,
+        "landing": LandingSettings(
+            folder=settings.output / "landing",
+            aligned="aligned_*.star",
+            scan_seconds=settings.scan_seconds,
+            settle_seconds=settings.settle_seconds,
+        ),
+        "training": settings.training.model_copy(update={"symmetry": symmetry}),
+        "inference": settings.inference,
+        "service": settings.service,
+    }
+    return with_absolute_paths(SessionSettings(**values))
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Exports, compares with the truth and writes poses.star, figure.png, summary.json, metrics.json and the page."""
+
+    entry: Entry
+    settings: StreamCommand
+    session: SessionSettings
+    record: StreamRecord
+    statement: StreamStatement
+
+    def write(self, stages: Stages, start: float, console: Console) -> dict[str, Any]:
+        """Write all of it; return the summary."""
+        output = self.settings.output
+        files = export_star(SessionFolder.of(self.session).poses, output / "poses.star")
+        truth = read_star(output / "truth" / TRUTH_NAME)
+        comparison = compare([read_star(path) for path in files], truth, self.session.training.symmetry)
+        manifest = _manifest(self.record, self.session)
+        stated = stated_of(self.entry.folder)
+        facts = _facts(self.settings, self.record, manifest, stages, start, stated)
+        measures = self._measure(truth, comparison, manifest, facts, console) if self.settings.reporting.write else None
+        if measures is not None and measures.evaluation is not None:
+            comparison = replace(comparison, metrics=measures.evaluation.poses)
+        summary = summarise(comparison, facts)
+        data = figure_data(
+            comparison,
+            summary,
+            self.session.landing.folder,
+            preprocessor=Preprocessor(manifest.preprocess, manifest.network_pixel_size_angstrom) if manifest else None,
+            reference=_reference(self.entry.folder),
+            timeline=self.record.timeline,
+            title=self._title(stated),
+        )
+        save_figure(data, output / "figure.png")
+        if measures is not None:
+            self._write_page(measures, truth, self._title(stated))
+        summary["total_seconds"] = time.monotonic() - start
+        write_summary(summary, output / "summary.json")
+        return summary
+
+    def _title(self, stated: dict[str, Any]) -> str:
+        return f"{stated.get('name', self.entry.name)}, streamed"
+
+    def _measure(
+        self,
+        truth: ParticleTable,
+        comparison: Comparison,
+        manifest: CheckpointManifest | None,
+        facts: RunFacts,
+        console: Console,
+    ) -> StreamMeasures:
+        with progress_bars(console) as bars:
+            return measure_stream(
+                read_predictions([self.settings.output / "poses.star"]),
+                truth,
+                comparison.counts,
+                comparison.symmetry,
+                landing=self.session.landing.folder,
+                engine=BuiltinEngine() if self.settings.reporting.maps else None,
+                times=self._times(truth),
+                model_seconds=_model_seconds(self.record),
+                points=self.settings.reporting.points,
+                facts=self._stream_facts(comparison, manifest, facts),
+                on_progress=StageBars(bars),
+            )
+
+    def _stream_facts(
+        self, comparison: Comparison, manifest: CheckpointManifest | None, facts: RunFacts
+    ) -> dict[str, Any]:
+        summary = summarise(comparison, facts)
+        keys = ("checkpoint", "checkpoint_origin", "training_seconds", "training_stopped_by", "particles_per_second")
+        return {
+            "entry": self.statement.entry,
+            "contained": list(self.statement.contained),
+            "complete": True,
+            "half_mode": facts.half_mode,
+            "half_independence": facts.independence,
+            "half_words": half_words(summary),
+            "alignment_limit_angstrom": 2 * manifest.network_pixel_size_angstrom if manifest else None,
+            "maps_are_of": "streamed particles only",
+            "made_by": {key: summary[key] for key in (*keys, "peak_memory_gigabytes", "symmetry")}
+            | {"trained_on": manifest.trained_on if manifest else None},
+            "replay": dict(self.statement.replay),
+        }
+
+    def _times(self, truth: ParticleTable) -> StreamTimes:
+        committed = committed_at(SessionFolder.of(self.session))
+        return stream_times(self.settings.output / "truth" / LOG_NAME, truth, committed)
+
+    def _write_page(self, measures: StreamMeasures, truth: ParticleTable, title: str) -> None:
+        output = self.settings.output
+        write_outcome(
+            measures,
+            report_file(self.settings),
+            title,
+            metrics_folder=output,
+            times=self._times(truth),
+            truth=truth,
+            timeline=self.record.timeline,
+            model_seconds=_model_seconds(self.record),
+            gallery=output / "figure.png",
+        )
+
+
+def _model_seconds(record: StreamRecord) -> float | None:
+    return next((seconds for seconds, text in record.timeline.marks if text == PUBLISHED_MARK), None)
+
+
+def _facts(
+    settings: StreamCommand,
+    record: StreamRecord,
+    manifest: CheckpointManifest | None,
+    stages: Stages,
+    start: float,
+    stated: dict[str, Any],
+) -> RunFacts:
+    status = record.status
+    return RunFacts(
+        half_mode=settings.half_mode,
+        latency_p50_seconds=status.latency.p50_seconds,
+        latency_p95_seconds=status.latency.p95_seconds,
+        latency_with_model_p50_seconds=status.latency_with_model.p50_seconds,
+        latency_with_model_p95_seconds=status.latency_with_model.p95_seconds,
+        training_seconds=status.training.seconds if status.training else None,
+        total_seconds=time.monotonic() - start,
+        particles_per_second=record.particles_per_second,
+        checkpoint_id=manifest.checkpoint_id if manifest else "",
+        independence=manifest.independence if manifest else "unknown",
+        origin=manifest.origin if manifest else "",
+        stopped_by=manifest.stopped_by if manifest else "",
+        peak_memory_gigabytes=record.peak_memory_gigabytes,
+        stage_seconds=stages.seconds,
+        entry=stated,
+    )
+
+
+class _Bars:
+    """Progress of a stream: landed, each half's training, poses on disk."""
+
+    def __init__(self, bars: Progress, plan: ReplayPlan) -> None:
+        self._bars = bars
+        self._landed = bars.add_task("landed", total=plan.num_particles)
+        self._training = [bars.add_task(f"training half {half}", total=None) for half in (0, 1)]
+        self._inferred = bars.add_task("inferred", total=plan.count(BatchRole.STREAMED))
+
+    def update(self, progress: StreamProgress) -> None:
+        self._bars.update(self._landed, completed=progress.landed)
+        if progress.status is None:
+            return
+        self._bars.update(self._inferred, completed=progress.status.predicted + progress.status.unposed)
+        training = progress.status.training
+        if training is None:
+            return
+        for task, step in zip(self._training, training.half_steps, strict=False):
+            self._bars.update(task, total=training.max_steps // len(self._training), completed=step)
+        if training.seconds is not None:
+            for task in self._training:
+                # Training may end before its last step: at its time budget.
+                self._bars.update(task, total=self._bars.tasks[task].completed)
+
+
+def progress_bars(console: Console) -> Progress:
+    """Return bars for a command's stages."""
+    return Progress(
+        TextColumn("{task.description:<22}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )
+
+
+def refuse_used_output(output: Path) -> None:
+    """Raise InvalidSettingsError where the output folder holds anything."""
+    if output.exists() and any(output.iterdir()):
+        raise InvalidSettingsError(f"output {output}: not empty; remove it or give another folder")
+
+
+def _manifest(record: StreamRecord, session: SessionSettings) -> CheckpointManifest | None:
+    in_use = record.status.checkpoint
+    folder = in_use.folder if in_use else session.checkpoint
+    return read_manifest(Path(folder)) if folder else None
+
+
+def _reference(folder: Path) -> MapProjector | None:
+    file = folder / TRUTH_MAP
+    return MapProjector(*read_map(file)) if file.is_file() else None

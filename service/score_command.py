@@ -1,0 +1,74 @@
+"""`cesped-stream score`: any tool's stars held against a replayed stream, by the one evaluator, on the same page."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+OUTPUT_NAME = "score"
+
+
+def add_score(commands: Any) -> None:
+    """Add the command; nothing heavy is imported before it runs."""
+    parser = commands.add_parser(
+        "score",
+        help="score any tool's star files against a replayed stream",
+        description="Score star files of any tool (RELION, cryoSPARC through csparc2star, cryoPARES, ours) against\n"
+        "the truth of a replay. Images are matched by the stack's name and the index as they landed; folders in\n"
+        "front of it, and the number that cryoSPARC's import puts there, do not matter. Partial results are scored\n"
+        "where they are. Particles that landed aligned, with their poses, are not scored.",
+    )
+    parser.add_argument("_replay", type=Path, metavar="REPLAY_OUTPUT", help="output folder of `cesped-stream replay`")
+    parser.add_argument(
+        "--poses", dest="_poses", type=Path, action="append", required=True, metavar="STAR", help="repeatable"
+    )
+    parser.add_argument(
+        "--prediction-type",
+        dest="_prediction_type",
+        choices=("S2", "SO3", "SO3xR2"),
+        default="SO3",
+        help="what the tool predicts; the rest is the truth's. SO3xR2: its shifts are used too (default: SO3)",
+    )
+    parser.add_argument("--name", dest="_name", default="", help="what the page calls the tool")
+    parser.add_argument("--symmetry", dest="_symmetry", default="", help="point group (default: the replay's)")
+    parser.add_argument("--no-maps", dest="_maps", action="store_false", help="poses only")
+    parser.add_argument("--points", dest="_points", type=int, default=9, help="moments of the stream to measure at")
+    parser.add_argument(
+        "--output", dest="_output", type=Path, help="folder of metrics.json and report.html (default: beside the star)"
+    )
+    parser.set_defaults(_command=score_command)
+
+
+def score_command(arguments: argparse.Namespace) -> int:
+    """Count, measure and write metrics.json and report.html."""
+    from rich.console import Console
+
+    from cesped_stream.benchmark.evaluation_report import evaluation_report
+
+    from .scoring import score
+
+    console = Console()
+    stars = list(arguments._poses)
+    output = arguments._output or stars[0].parent / f"{stars[0].stem}_{OUTPUT_NAME}"
+    measures = score(
+        arguments._replay,
+        stars,
+        output,
+        prediction_type=arguments._prediction_type,
+        name=arguments._name,
+        symmetry=arguments._symmetry,
+        maps=arguments._maps,
+        points=arguments._points,
+        console=console,
+    )
+    counts = measures.counts
+    console.print(
+        f"{counts.inferred:,} of {counts.streamed:,} streamed particles have a pose in these stars; "
+        f"{counts.doubled:,} rows are doubled, {counts.foreign:,} never landed",
+        highlight=False,
+    )
+    if measures.evaluation is not None:
+        console.print(evaluation_report(measures.evaluation, arguments._name or stars[0].name))
+    if measures.why_no_maps:
+        console.print(f"no maps: {measures.why_no_maps}", highlight=False)
+    console.print(f"{output}: metrics.json, report.html", highlight=False)
+    return 0

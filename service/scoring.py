@@ -1,0 +1,73 @@
+"""Scores of star files against a replay's truth: what `cesped-stream score` computes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from cesped_stream.benchmark.compare import PREDICTED, STATUS_LABEL, Counts, compare
+from cesped_stream.benchmark.predictions import PredictionType, read_predictions
+from cesped_stream.benchmark.replay import TRUTH_NAME
+from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream, with_landed_names
+from cesped_stream.particles.star import read_star
+from cesped_stream.particles.table import ParticleTable
+from cesped_stream.reconstruction.engine import BuiltinEngine
+
+from .replay_command import progress_bars
+from .stream_outcome import REPORT_NAME, StageBars, StreamStatement, write_outcome
+
+
+def score(
+    replayed: Path,
+    stars: Sequence[Path],
+    output: Path,
+    *,
+    prediction_type: str,
+    name: str,
+    symmetry: str,
+    maps: bool,
+    points: int,
+    console: Console,
+) -> StreamMeasures:
+    """Score `stars` against the replay whose output folder is `replayed`; write metrics.json and report.html."""
+    truth_folder = replayed / "truth"
+    statement = StreamStatement.read(truth_folder)
+    truth = read_star(truth_folder / TRUTH_NAME)
+    predicted = with_landed_names(read_predictions(stars), truth)
+    symmetry = symmetry.upper() or statement.symmetry
+    with progress_bars(console) as bars:
+        measures = measure_stream(
+            predicted,
+            truth,
+            counts_of(predicted, truth, symmetry),
+            symmetry,
+            landing=replayed / "landing",
+            engine=BuiltinEngine() if maps else None,
+            prediction_type=PredictionType(prediction_type),
+            points=points,
+            facts=_facts(statement, stars, prediction_type),
+            on_progress=StageBars(bars),
+        )
+    title = f"{name or stars[0].name} on the stream of {statement.entry}"
+    write_outcome(measures, output / REPORT_NAME, title, metrics_folder=output, truth=truth)
+    return measures
+
+
+def counts_of(predicted: ParticleTable, truth: ParticleTable, symmetry: str) -> Counts:
+    """Return the counts of a tool's rows; a row of a tool that has no `cestreamStatus` is a prediction."""
+    if STATUS_LABEL not in predicted:
+        predicted = predicted.with_columns({STATUS_LABEL: [PREDICTED] * len(predicted)})
+    return compare([predicted], truth, symmetry).counts
+
+
+def _facts(statement: StreamStatement, stars: Sequence[Path], prediction_type: str) -> dict[str, object]:
+    return {
+        "entry": statement.entry,
+        "contained": list(statement.contained),
+        "complete": False,
+        "half_words": "what another tool did with them is not known here: not called gold standard",
+        "alignment_limit_angstrom": None,
+        "maps_are_of": "streamed particles only",
+        "made_by": {"stars": ", ".join(star.name for star in stars), "prediction_type": prediction_type},
+        "replay": dict(statement.replay),
+    }
