@@ -16,7 +16,7 @@ from cesped_stream.benchmark.stream_report import StreamMeasures, streamed
 from cesped_stream.benchmark.stream_times import StreamTimes
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidStarError, UnreachableFileError
-from cesped_stream.imaging.entry import REALISM_NAME
+from cesped_stream.imaging.junk import REALISM_NAME
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import RealismSettings
 
