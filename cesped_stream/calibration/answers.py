@@ -70,9 +70,7 @@ def fuse_answers(
         raise ValueError(f"proposers are {sorted(proposers)}, the weights are for {sorted(fit.weights)}; fit anew")
     group = group_rotations(symmetry)
     pooled = [proposers[Proposer(name)] for name in fit.weights]
-    fused = fuse(
-        pooled, list(fit.weights.values()), symmetry, order=fit.grid_order, floor=fit.floor, keep=keep
-    )  # fmt: skip
+    fused = fuse(pooled, list(fit.weights.values()), symmetry, order=fit.grid_order, floor=fit.floor, keep=keep)
     silent = np.all([np.isnan(proposer.log_weights).any(axis=1) for proposer in pooled], axis=0)
     fused.log_weights[silent] = np.nan
     separation_deg = SEPARATION_IN_GRID_STEPS * grid_step_deg(fit.grid_order)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import healpy
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -12,7 +13,6 @@ from cesped_stream.so3.distance import rotations_to_numpy
 from cesped_stream.so3.grids import (
     direction_frames,
     nearest_index,
-    num_directions,
     num_in_plane,
     num_rotations,
     pose_rotations,
@@ -25,6 +25,8 @@ Int64 = NDArray[np.int64]
 # On no axis and no mirror plane of any group: a direction and its mate are never equally far from it.
 _MIDDLE = np.array([0.2718, 0.5361, 0.7991]) / np.linalg.norm([0.2718, 0.5361, 0.7991])
 _SAME_DIRECTION = 1e-9
+_BARE = 0.8
+"""Share of a pixel's largest radius further than which no mate of the unit may be from a direction of the grid."""
 _SAME_ROTATION = 1e-7
 
 
@@ -34,7 +36,8 @@ class AsymmetricUnit:
 
     They lie at the directions that are nearer to a fixed one than their mates are, with all in-plane angles there; of
     rotations that are mates of each other the first stays. C2 and D2 map the grid onto itself: their units have
-    exactly num_rotations / g points. Under other groups mates fall between grid points, and the number is near that.
+    exactly num_rotations / g points. Under other groups mates fall between grid points: the number is near that, and
+    directions that the unit's mates would leave bare are in it too.
     """
 
     order: int
@@ -116,13 +119,21 @@ def asymmetric_unit(order: int, symmetry: str) -> AsymmetricUnit:
 
 
 def _directions_of_the_unit(order: int, group: Float64) -> Int64:
+    """Return the directions nearer to the middle than their mates, and those that these and their mates leave bare."""
     directions = direction_frames(order)[:, :, 1]
-    closeness = (directions @ group.transpose(0, 2, 1)) @ _MIDDLE  # (g, directions) of g d
-    return np.flatnonzero(directions @ _MIDDLE >= closeness.max(axis=0) - _SAME_DIRECTION)
+    mates = np.matmul(directions, group.transpose(0, 2, 1))  # (g, directions, 3)
+    inside = directions @ _MIDDLE >= (mates @ _MIDDLE).max(axis=0) - _SAME_DIRECTION
+    bare_chord = 2 * np.sin(_BARE * healpy.max_pixrad(2**order) / 2)
+    taken = mates[:, inside].reshape(-1, 3)
+    chord = cKDTree(taken).query(directions)[0] if len(taken) else np.full(len(directions), np.inf)
+    for bare in np.flatnonzero(chord > bare_chord):
+        if chord[bare] > bare_chord:
+            inside[bare] = True
+            chord = np.minimum(chord, np.linalg.norm(directions - mates[:, bare, None], axis=2).min(axis=0))
+    return np.flatnonzero(inside)
 
 
 def _points_at(directions: Int64, order: int) -> Int64:
-    assert directions.max() < num_directions(order)
     return np.asarray((directions[:, None] * num_in_plane(order) + np.arange(num_in_plane(order))).ravel(), np.int64)
 
 

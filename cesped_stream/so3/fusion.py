@@ -117,9 +117,7 @@ def common_support(
     rest = [_floored(density.rest, floor, size) for density in densities]
     count = np.bincount(row, minlength=n)
     start = np.concatenate([[0], np.cumsum(count)[:-1]])
-    return Support(
-        unit, start, row, position, np.log(np.stack(columns, 1)), np.log(np.stack(rest, 1)), size - count
-    )  # fmt: skip
+    return Support(unit, start, row, position, np.log(np.stack(columns, 1)), np.log(np.stack(rest, 1)), size - count)
 
 
 def pooled_log_density(support: Support, weights: Sequence[float] | Float64) -> tuple[Float64, Float64]:
