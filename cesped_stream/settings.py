@@ -232,6 +232,13 @@ class FusionSettings(Settings):
         description="Share of each proposer's probability that lies evenly over all rotations: no proposer can veto a "
         "pose that another is sure of.",
     )
+    grid_order: int | None = Field(
+        None,
+        ge=1,
+        le=5,
+        description="Grid on which distributions are pooled; not given, the finest of the proposers'. A coarser one is "
+        "quicker, and enough where poses are refined afterwards.",
+    )
     keep: int = Field(512, ge=16, description="Grid rotations kept of each fused distribution, the likeliest.")
     neighbourhood_steps: float = Field(
         1.0,

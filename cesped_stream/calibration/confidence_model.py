@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
+from cesped_stream.calibration.metrics import equal_bins
+
 Float64 = NDArray[np.float64]
 
 _MAX_KNOTS: Final = 40
@@ -136,15 +138,20 @@ def _standardised(values: Float64, weight: FeatureWeight) -> Float64:
 
 
 def _fit_curve(scores: Float64, right: Float64) -> MonotoneCurve:
-    """Return the isotonic curve over bins of equal number, each share drawn to a half by one case."""
+    """Return the isotonic curve over bins of equal number, each share drawn to a half by one case.
+
+    A run of bins that isotonic regression makes equal is one knot at its mean score: scores keep their order.
+    """
     order = np.argsort(scores, kind="stable")
-    bins = max(1, min(_MAX_KNOTS, len(order) // _LEAST_PER_KNOT))
-    parts = np.array_split(order, bins)
-    count = np.array([len(part) for part in parts], np.float64)
-    share = np.array([(right[part].sum() + 0.5) / (len(part) + 1) for part in parts])
-    rising = isotonic_regression(share, weights=count).x
+    edges = equal_bins(scores[order], max(1, min(_MAX_KNOTS, len(order) // _LEAST_PER_KNOT)))
+    count = np.diff(np.append(edges, len(order))).astype(np.float64)
+    share = (np.add.reduceat(right[order], edges) + 0.5) / (count + 1)
+    middle = np.add.reduceat(scores[order], edges) / count
+    rising = isotonic_regression(share, weights=count)
+    starts = rising.blocks[:-1]
+    knots = np.add.reduceat(middle * count, starts) / np.add.reduceat(count, starts)
     return MonotoneCurve(
-        scores=tuple(float(scores[part].mean()) for part in parts),
-        probabilities=tuple(np.clip(rising, 0, 1).tolist()),
+        scores=tuple(knots.tolist()),
+        probabilities=tuple(np.clip(rising.x[starts], 0, 1).tolist()),
         num_particles=len(order),
     )

@@ -58,12 +58,12 @@ def fit_fusion(
 
     Maximises the mean log of the pooled mass near the truth over weights in [0, 20], one a proposer. Starts at each
     proposer alone, at its best temperature, so on these particles the pool is never worse than the better one. The
-    pooling grid is the finest of the proposers'. Raises ValueError for unequal or too few particles and for poses that
-    are not finite.
+    pooling grid is the settings', else the finest of the proposers'. Raises ValueError for unequal or too few
+    particles and for poses that are not finite.
     """
     truth = rotations_to_numpy(true_rotations)
     _check(proposers, truth, settings)
-    order = max(proposer.grid_order for proposer in proposers.values())
+    order = settings.grid_order or max(proposer.grid_order for proposer in proposers.values())
     radius_deg = settings.neighbourhood_steps * grid_step_deg(order)
     support, near = _support_with_truth(list(proposers.values()), truth, symmetry, order, radius_deg, settings.floor)
     objective = _Objective(support, near)

@@ -61,13 +61,21 @@ def reliability_curve(probabilities: Any, outcomes: Any, num_bins: int = DEFAULT
     p, y = _checked(probabilities, outcomes)
     order = np.argsort(p, kind="stable")
     p, y = p[order], y[order]
-    edges = (np.arange(1, num_bins) * len(p)) // num_bins
-    edges = np.unique(np.searchsorted(p, p[edges], side="left"))
-    starts = np.concatenate([[0], edges[edges > 0]]).astype(np.int64)
+    starts = equal_bins(p, num_bins)
     count = np.diff(np.concatenate([starts, [len(p)]])).astype(np.int64)
     share = np.add.reduceat(y, starts) / count
     low, high = wilson_interval(share, count)
     return ReliabilityCurve(np.add.reduceat(p, starts) / count, share, count, low, high)
+
+
+def equal_bins(ascending: Float64, num_bins: int) -> NDArray[np.int64]:
+    """Return the starts of bins of equal number, to 1, over ascending values `(n,)`, n at least 1.
+
+    Equal values are never parted: there may be fewer bins.
+    """
+    edges = (np.arange(1, num_bins) * len(ascending)) // num_bins
+    edges = np.unique(np.searchsorted(ascending, ascending[edges], side="left"))
+    return np.concatenate([[0], edges[edges > 0]]).astype(np.int64)
 
 
 def wilson_interval(share: Float64, count: NDArray[np.int64], z: float = 1.96) -> tuple[Float64, Float64]:

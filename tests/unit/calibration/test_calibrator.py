@@ -105,6 +105,20 @@ def test_a_useless_feature_takes_no_part_however_it_is_scaled() -> None:
     assert model.features["constant"].coefficient == model.features["backwards"].coefficient == 0.0
 
 
+def test_without_any_sign_of_certainty_confidence_is_the_base_rate() -> None:
+    answers, _ = held_out_answers(1000, 36)
+    nothing = dataclasses.replace(answers, features={Feature.MASS: np.full(1000, 2.0)})
+    np.testing.assert_allclose(confidence(fit(nothing), nothing), right(answers).mean(), atol=1e-3)
+
+
+def test_confidence_keeps_the_order_of_the_scores() -> None:
+    answers, _ = held_out_answers(2500, 37)
+    calibrator = fit(answers)
+    knots = np.array(calibrator.model.curve.scores)
+    between = np.linspace(knots[0], knots[-1], 500)
+    assert (np.diff(calibrator.model.curve(between)) > 0).all()
+
+
 @pytest.mark.parametrize("outcome", [0.0, 1.0])
 def test_where_all_or_none_are_right_confidence_is_near_that_and_never_certain(outcome: float) -> None:
     answers, _ = held_out_answers(800, 29)

@@ -61,7 +61,7 @@ def test_proposers_that_both_know_something_are_better_together() -> None:
 
 
 def test_a_proposer_that_claims_too_much_is_cooled_and_a_modest_one_is_not() -> None:
-    truth, no_floor = random_rotations(200, 40), FusionSettings(floor=1e-9)
+    truth, no_floor = random_rotations(120, 40), FusionSettings(floor=1e-9)
     for claimed_deg, low, high in [(6.0, 2.0, 50.0), (18.0, 0.75, 1.35)]:
         proposer = FakeProposer(sigma_deg=18, claimed_deg=claimed_deg, keep=10**6).propose(truth, "C1", 41)
         fit = fit_fusion({"network": proposer}, truth, "C1", no_floor)
@@ -97,6 +97,14 @@ def test_truths_mates_and_the_order_of_particles_change_nothing() -> None:
     mates = group_rotations("D2")[np.arange(150) % 4] @ truth
     other = fit_fusion(mixed, mates[order], "D2", SETTINGS)
     assert other.log_likelihood == pytest.approx(fit.log_likelihood, abs=1e-7)
+
+
+def test_the_grid_that_is_pooled_on_may_be_coarser_than_the_proposers() -> None:
+    held_out, truth = proposals(BROAD_NETWORK, SURE_GALLERY, 120, "D2", 75)
+    fit = fit_fusion(held_out, truth, "D2", FusionSettings(grid_order=1))
+    assert fit.grid_order == 1
+    assert fit.neighbourhood_deg == pytest.approx(29.3)
+    assert fit.log_likelihood > fit_fusion(held_out, truth, "D2", SETTINGS).log_likelihood
 
 
 def test_too_few_particles_or_unequal_ones_are_refused() -> None:
