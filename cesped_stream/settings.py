@@ -257,7 +257,7 @@ class CalibrationSettings(Settings):
         500, ge=100, description="Held-out particles of a half below which nothing is fitted; 2,000 are advised."
     )
     min_group_particles: int = Field(
-        1000, ge=100, description="Held-out particles from which an optics group has a curve of its own."
+        300, ge=100, description="Held-out particles from which an optics group has scores of its own."
     )
     folds: int = Field(5, ge=2, le=20, description="Parts, of whole micrographs, that the figures are measured on.")
     stale_index: float = Field(

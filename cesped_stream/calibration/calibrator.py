@@ -153,7 +153,7 @@ def _left_out_confidence(
     confidence = np.empty(len(right))
     for part in np.unique(fold):
         out, rest = fold == part, fold != part
-        # an optics group keeps its own curve though a fold is missing
+        # an optics group keeps its adjustment though a fold is missing
         fewer = int(settings.min_group_particles * rest.mean())
         kept = {name: values[rest] for name, values in features.items()}
         model = fit_confidence_model(kept, right[rest], groups[rest], min_group_particles=fewer)

@@ -1,8 +1,8 @@
 """From features of an answer to a probability: a logistic score, then a monotone curve. numpy and scipy only.
 
 The score is a ridge logistic regression whose coefficients are at least 0, since every feature grows with certainty: a
-particle with more of each is never less sure. Isotonic regression (Zadrozny and Elkan 2002) of the score over bins of
-equal number then makes it a probability, for each optics group with enough particles one of its own.
+particle with more of each is never less sure. An optics group with enough particles moves and stretches its scores
+(Platt 1999). Isotonic regression over bins of equal number then makes them probabilities (Zadrozny and Elkan 2002).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ _MAX_KNOTS: Final = 40
 _LEAST_PER_KNOT: Final = 25
 _CLIPPED_SHARE: Final = 0.002
 _RIDGE: Final = 1.0
+_LEAST_SLOPE: Final = 0.1
 
 
 class MonotoneCurve(BaseModel):
@@ -51,6 +52,16 @@ class FeatureWeight(BaseModel):
     coefficient: float = Field(ge=0)
 
 
+class GroupAdjustment(BaseModel):
+    """What an optics group does to the score: offset + slope times it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    offset: float
+    slope: float = Field(gt=0)
+    num_particles: int = Field(ge=1)
+
+
 class ConfidenceModel(BaseModel):
     """Features to score to probability."""
 
@@ -58,9 +69,9 @@ class ConfidenceModel(BaseModel):
 
     intercept: float
     features: dict[str, FeatureWeight]
+    groups: dict[str, GroupAdjustment]
+    """By optics group, of those with enough particles; the others' scores stay as they are."""
     curve: MonotoneCurve
-    group_curves: dict[str, MonotoneCurve]
-    """By optics group, of those with enough particles; the others have `curve`, of all."""
 
     def scores(self, features: Mapping[str, Any]) -> Float64:
         """Return log-odds scores `(n,)` of features `(n,)` each; NaN where one that is needed is NaN.
@@ -77,10 +88,7 @@ class ConfidenceModel(BaseModel):
 
     def probabilities(self, scores: Float64, groups: Sequence[str] | NDArray[np.str_]) -> Float64:
         """Return probabilities `(n,)` of scores `(n,)` of particles of optics groups `(n,)`; NaN stays NaN."""
-        names, found = np.asarray(groups), self.curve(scores)
-        for name, curve in self.group_curves.items():
-            found = np.where(names == name, curve(scores), found)
-        return found
+        return self.curve(_adjusted(scores, np.asarray(groups), self.groups))
 
 
 def fit_confidence_model(
@@ -88,19 +96,38 @@ def fit_confidence_model(
 ) -> ConfidenceModel:
     """Return the model fitted on finite features `(n,)` each, outcomes `(n,)` 0 or 1, and optics groups `(n,)`.
 
-    A group with at least `min_group_particles` has a curve of its own; the score is one for all.
+    A group with at least `min_group_particles` has its scores adjusted; score and curve are one for all.
     """
     intercept, weights = _fit_score(features, right)
-    names, counts = np.unique(groups, return_counts=True)
     flat = MonotoneCurve(scores=(0.0,), probabilities=(0.5,), num_particles=1)
-    scores = ConfidenceModel(intercept=intercept, features=weights, curve=flat, group_curves={}).scores(features)
+    scores = ConfidenceModel(intercept=intercept, features=weights, groups={}, curve=flat).scores(features)
+    names, counts = np.unique(groups, return_counts=True)
     large = names[counts >= min_group_particles]
-    return ConfidenceModel(
-        intercept=intercept,
-        features=weights,
-        curve=_fit_curve(scores, right),
-        group_curves={str(name): _fit_curve(scores[groups == name], right[groups == name]) for name in large},
-    )
+    adjustments = {str(name): _fit_adjustment(scores[groups == name], right[groups == name]) for name in large}
+    curve = _fit_curve(_adjusted(scores, groups, adjustments), right)
+    return ConfidenceModel(intercept=intercept, features=weights, groups=adjustments, curve=curve)
+
+
+def _adjusted(scores: Float64, groups: NDArray[np.str_], adjustments: Mapping[str, GroupAdjustment]) -> Float64:
+    adjusted = scores
+    for name, adjustment in adjustments.items():
+        adjusted = np.where(groups == name, adjustment.offset + adjustment.slope * scores, adjusted)
+    return adjusted
+
+
+def _fit_adjustment(scores: Float64, right: Float64) -> GroupAdjustment:
+    """Return the likeliest offset and slope, drawn towards 0 and 1 as by one standard deviation of 1 each."""
+
+    def loss(parameters: Float64) -> tuple[float, Float64]:
+        offset, slope = parameters
+        score = offset + slope * scores
+        value = np.logaddexp(0, score).sum() - right @ score + (offset**2 + (slope - 1) ** 2) / 2
+        residual = expit(score) - right
+        return float(value), np.array([residual.sum() + offset, scores @ residual + slope - 1])
+
+    bounds = [(-20.0, 20.0), (_LEAST_SLOPE, 10.0)]
+    found = minimize(loss, np.array([0.0, 1.0]), jac=True, method="L-BFGS-B", bounds=bounds)
+    return GroupAdjustment(offset=float(found.x[0]), slope=float(found.x[1]), num_particles=len(scores))
 
 
 def _fit_score(features: Mapping[str, Float64], right: Float64) -> tuple[float, dict[str, FeatureWeight]]:

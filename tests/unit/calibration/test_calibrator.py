@@ -61,14 +61,14 @@ def test_figures_of_the_fit_are_those_of_fresh_particles_within_chance() -> None
     assert calibrator.figures.num_particles == 3000
 
 
-def test_an_optics_group_that_is_worse_gets_a_curve_of_its_own() -> None:
+def test_an_optics_group_that_is_worse_has_scores_of_its_own() -> None:
     groups = ("good", "bad")
     answers, _ = held_out_answers(4000, 24, offset=2.5, groups=groups)
     fresh, _ = held_out_answers(8000, 25, offset=2.5, groups=groups)
     together = fit(answers, min_group_particles=10**6)
     apart = fit(answers)
-    assert set(apart.model.group_curves) == set(groups)
-    assert together.model.group_curves == {}
+    assert set(apart.model.groups) == set(groups)
+    assert together.model.groups == {}
     names = np.array(fresh.optics_groups)
     for name in groups:
         here = names == name

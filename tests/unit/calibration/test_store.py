@@ -1,6 +1,7 @@
 """Calibrations on disk."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ FUSION = FusionFit(
 )  # fmt: skip
 
 
+@lru_cache
 def calibrator(half_set: int, seed: int) -> Calibrator:
     answers, _ = held_out_answers(600, seed)
     return fit_calibrator(answers, half_set=half_set, seen=(), settings=CalibrationSettings())
