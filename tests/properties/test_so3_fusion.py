@@ -13,7 +13,7 @@ from cesped_stream.so3.grids import num_rotations
 seeds = st.integers(0, 2**32 - 1)
 symmetries = st.sampled_from(["C1", "C2", "C5", "D2", "D3", "T", "O", "I"])
 orders = st.integers(0, 2)
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=25, deadline=None)
 
 
 def distribution(seed: int, order: int, symmetry: str, rows: int = 3) -> SparseDistribution:

@@ -63,7 +63,7 @@ def test_proposers_that_both_know_something_are_better_together() -> None:
 def test_a_proposer_that_claims_too_much_is_cooled_and_a_modest_one_is_not() -> None:
     truth, no_floor = random_rotations(120, 40), FusionSettings(floor=1e-9)
     for claimed_deg, low, high in [(6.0, 2.0, 50.0), (18.0, 0.75, 1.35)]:
-        proposer = FakeProposer(sigma_deg=18, claimed_deg=claimed_deg, keep=10**6).propose(truth, "C1", 41)
+        proposer = FakeProposer(sigma_deg=18, claimed_deg=claimed_deg, keep=800).propose(truth, "C1", 41)
         fit = fit_fusion({"network": proposer}, truth, "C1", no_floor)
         assert low < fit.temperature < high
 
