@@ -16,11 +16,11 @@ from cesped_stream.model.device import pick_device
 from cesped_stream.model.image2sphere import Image2Sphere
 from cesped_stream.settings import InferenceSettings
 from cesped_stream.so3.distribution import top_poses
+from cesped_stream.so3.grids import grid_step_deg
 from cesped_stream.so3.symmetry import group_rotations
 
 logger = logging.getLogger(__name__)
 
-GRID_STEP_DEG_AT_ORDER_0 = 58.6
 SEPARATION_IN_GRID_STEPS = 2.0
 BATCH_MULTIPLE = 16
 
@@ -85,7 +85,7 @@ class Predictor:
         self._models = {half: loaded.model_for(half, half_mode) for half in HALVES}
         self._group = group_rotations(self.manifest.symmetry)
         order = self.manifest.model.grid_order
-        self._separation_deg = SEPARATION_IN_GRID_STEPS * GRID_STEP_DEG_AT_ORDER_0 / 2**order
+        self._separation_deg = SEPARATION_IN_GRID_STEPS * grid_step_deg(order)
 
     def model_for(self, half_set: int) -> Image2Sphere:
         """Return the model that predicts the particles of a half-set, in eval mode on `device`."""

@@ -289,6 +289,56 @@ class EngineSettings(Settings):
     )
 
 
+class FusionSettings(Settings):
+    """How the proposers' distributions over poses become one."""
+
+    proposers: Literal["network", "gallery", "both"] = Field(
+        "both",
+        description="Who proposes poses: network alone is the paper's way, gallery needs no training, both are pooled.",
+    )
+    floor: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="Share of each proposer's probability that lies evenly over all rotations: no proposer can veto a "
+        "pose that another is sure of.",
+    )
+    grid_order: int | None = Field(
+        None,
+        ge=1,
+        le=5,
+        description="Grid on which distributions are pooled; not given, the finest of the proposers'. A coarser one is "
+        "quicker, and enough where poses are refined afterwards.",
+    )
+    keep: int = Field(512, ge=16, description="Grid rotations kept of each fused distribution, the likeliest.")
+    neighbourhood_steps: float = Field(
+        1.0,
+        gt=0,
+        le=4,
+        description="The weights make grid rotations within this many grid steps of the true pose likely.",
+    )
+    min_particles: int = Field(100, ge=20, description="Held-out particles below which no weights are fitted.")
+
+
+class CalibrationSettings(Settings):
+    """How confidence is fitted and watched: P(the pose is within `within_deg` of the consensus)."""
+
+    within_deg: float = Field(5.0, gt=0, le=180, description="How near the consensus a pose must be to be right.")
+    min_particles: int = Field(
+        500, ge=100, description="Held-out particles of a half below which nothing is fitted; 2,000 are advised."
+    )
+    min_group_particles: int = Field(
+        300, ge=100, description="Held-out particles from which an optics group has scores of its own."
+    )
+    folds: int = Field(5, ge=2, le=20, description="Parts, of whole micrographs, that the figures are measured on.")
+    stale_index: float = Field(
+        0.2,
+        gt=0,
+        description="Population stability index of the scores, beyond chance, at which the calibration is stale.",
+    )
+    min_drift_particles: int = Field(200, ge=50, description="Scores below which no drift is claimed.")
+
+
 class OpticsSettings(Settings):
     """One optics group of a simulated entry."""
 
