@@ -65,7 +65,7 @@ class MapProjector:
         matrix = torch.as_tensor(np.asarray(rotations) if not torch.is_tensor(rotations) else rotations)
         matrix = matrix.to(self.device, torch.float64).reshape(-1, 3, 3)
         step = max(1, CHUNK_PIXELS // len(self._rows))
-        slices = [self._slices(matrix[i : i + step]) for i in range(0, len(matrix), step)]
+        slices = [self._slices(matrix[i : i + step], self._kx, self._ky) for i in range(0, len(matrix), step)]
         transform = torch.zeros(
             len(matrix), self.box_size, self.box_size // 2 + 1, dtype=torch.complex64, device=self.device
         )
@@ -76,6 +76,24 @@ class MapProjector:
             shifts = shifts_angstrom if torch.is_tensor(shifts_angstrom) else np.asarray(shifts_angstrom)
             origin = torch.as_tensor(shifts).to(self.device, torch.float64) / self.pixel_size_angstrom
         return move_fourier(transform, self.box_size // 2 - origin, self.box_size)
+
+    def slices_at(
+        self, rotations: ArrayLike | torch.Tensor, frequencies_per_angstrom: ArrayLike | torch.Tensor
+    ) -> torch.Tensor:
+        """Return the transform of the projections at any frequencies, `(n, m)` complex64, about the map's origin.
+
+        `rotations` `(n, 3, 3)`, `frequencies_per_angstrom` `(m, 2)` (x, y). In units of a pixel's sum, as
+        `project_fourier`; zero beyond the map's Nyquist sphere. Memory: `CHUNK_PIXELS` samples at a time.
+        """
+        matrix = torch.as_tensor(rotations).to(self.device, torch.float64).reshape(-1, 3, 3)
+        frequencies = torch.as_tensor(frequencies_per_angstrom).to(self.device, torch.float64)
+        cycles = (frequencies * (self.box_size * self.pixel_size_angstrom)).float()
+        step = max(1, CHUNK_PIXELS // max(1, len(cycles)))
+        starts = range(0, len(matrix), step)
+        parts = [self._slices(matrix[i : i + step], cycles[:, 0], cycles[:, 1]) for i in starts]
+        slices = torch.cat(parts) if parts else torch.zeros(0, len(cycles), dtype=torch.complex64, device=self.device)
+        slices[:, cycles.square().sum(1) > (self.box_size // 2) ** 2] = 0
+        return slices
 
     def _padded_transform(self, density: torch.Tensor) -> torch.Tensor:
         """Half transform `(1, 2, 2 reach + 1, 2 reach + 1, reach + 1)` (re/im; z, y, x) about the map's origin."""
@@ -92,11 +110,11 @@ class MapProjector:
         half = full[index][:, index][:, :, index[reach:].clamp(max=full.shape[2] - 1)]
         return torch.view_as_real(half).permute(3, 0, 1, 2).contiguous()[None]
 
-    def _slices(self, rotations: torch.Tensor) -> torch.Tensor:
-        """Central slices `(n, pixels)` complex64 at the pixels within the Nyquist circle."""
+    def _slices(self, rotations: torch.Tensor, kx: torch.Tensor, ky: torch.Tensor) -> torch.Tensor:
+        """Central slices `(n, pixels)` complex64 at frequencies `(pixels,)` in cycles a box."""
         axes = (rotations[:, :, :2] * (self._padding / self._reach)).float()
-        grid = torch.empty(len(rotations), len(self._rows), 1, 1, 3, device=self.device)
-        x, y, z = (torch.addcmul(self._kx * axes[:, axis, :1], self._ky, axes[:, axis, 1:]) for axis in range(3))
+        grid = torch.empty(len(rotations), len(kx), 1, 1, 3, device=self.device)
+        x, y, z = (torch.addcmul(kx * axes[:, axis, :1], ky, axes[:, axis, 1:]) for axis in range(3))
         sign = 1 - 2 * (x < 0).float()
         grid[..., 0, 0, 0] = 2 * x * sign - 1
         grid[..., 0, 0, 1] = y * sign
