@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 CHUNK_PIXELS = 2_000_000
 
@@ -35,6 +35,7 @@ class MapProjector:
         self._padding = padding
         self._reach = padding * (self.box_size // 2) + 1
         self._transform = self._padded_transform(density)
+        self._complex_transform: NDArray[np.complex64] | None = None
         self._rows, self._columns = slice_pixels(self.box_size, self.device)
         self._kx = self._columns.float()
         self._ky = signed_rows(self._rows, self.box_size).float()
@@ -88,12 +89,25 @@ class MapProjector:
         matrix = torch.as_tensor(rotations).to(self.device, torch.float64).reshape(-1, 3, 3)
         frequencies = torch.as_tensor(frequencies_per_angstrom).to(self.device, torch.float64)
         cycles = (frequencies * (self.box_size * self.pixel_size_angstrom)).float()
-        step = max(1, CHUNK_PIXELS // max(1, len(cycles)))
-        starts = range(0, len(matrix), step)
-        parts = [self._slices(matrix[i : i + step], cycles[:, 0], cycles[:, 1]) for i in starts]
-        slices = torch.cat(parts) if parts else torch.zeros(0, len(cycles), dtype=torch.complex64, device=self.device)
-        slices[:, cycles.square().sum(1) > (self.box_size // 2) ** 2] = 0
-        return slices
+        inside = cycles.square().sum(1) <= (self.box_size // 2) ** 2
+        if self.device.type == "cpu":
+            slices = self._gathered(matrix, cycles * inside[:, None])
+        else:
+            step = max(1, CHUNK_PIXELS // max(1, len(cycles)))
+            starts = range(0, max(1, len(matrix)), step)
+            slices = torch.cat([self._slices(matrix[i : i + step], cycles[:, 0], cycles[:, 1]) for i in starts])
+        return slices if bool(inside.all()) else slices * inside
+
+    def _gathered(self, rotations: torch.Tensor, cycles: torch.Tensor) -> torch.Tensor:
+        """As `_slices`, by the compiled loop."""
+        from cesped_stream.imaging.slice_kernel import gather_slices
+
+        if self._complex_transform is None:
+            self._complex_transform = torch.view_as_complex(self._transform[0].permute(1, 2, 3, 0).contiguous()).numpy()
+        axes = (rotations[:, :, :2] * self._padding).float().numpy()
+        kx, ky = (np.ascontiguousarray(part) for part in cycles.numpy().T)
+        threads = torch.get_num_threads()
+        return torch.from_numpy(gather_slices(self._complex_transform, axes, kx, ky, num_threads=threads))
 
     def _padded_transform(self, density: torch.Tensor) -> torch.Tensor:
         """Half transform `(1, 2, 2 reach + 1, 2 reach + 1, reach + 1)` (re/im; z, y, x) about the map's origin."""

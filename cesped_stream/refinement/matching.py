@@ -1,0 +1,294 @@
+"""Projection matching around proposed poses: rotation below the grid's step, shift below the pixel."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cesped_stream.imaging.band import Band, BandImages
+from cesped_stream.imaging.noise_model import NoiseModel, whitened_weights
+from cesped_stream.imaging.projector import MapProjector
+from cesped_stream.imaging.reference import Reference
+from cesped_stream.refinement.peak import quadratic_peak
+from cesped_stream.settings import RefinementSettings
+
+SHIFT_STEPS_PER_LIMIT: Final = 5.0
+FIRST_RADIUS_STEPS: Final = 2
+LATER_SHIFT_REACH: Final = 2
+CLIPPED_SHARE: Final = 0.9
+DISPLACEMENTS_PER_LIMIT: Final = 5.34
+"""Resolution at which half of a coefficient is left, over the displacement: 2 pi / sqrt(2 ln 2)."""
+_SAMPLE_VIEWS: Final = 64
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedPoses:
+    """Refined poses of n particles."""
+
+    rotations: Float64
+    """`(n, 3, 3)`, image xyz to map xyz."""
+    shifts_angstrom: Float64
+    """`(n, 2)` (x, y) that centre the images."""
+    log_likelihood: Float64
+    """`(n,)`: over that of noise alone, within the refinement's band."""
+    proposal: Int64
+    """`(n,)`: which proposal it comes from."""
+    proposal_log_likelihood: Float64
+    """`(n, k)`: best around each proposal in the first search, for the margin between them."""
+    angle_clipped: NDArray[np.bool_]
+    """`(n,)`: ended at the edge of the angles searched around its proposal; it may belong further away."""
+    shift_clipped: NDArray[np.bool_]
+    """`(n,)`: its best shift was at the edge of the shifts searched."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """One search: turns around each pose on a cubic lattice, and which coefficients it compares."""
+
+    offsets: Float64
+    """`(c, 3)` rotation vectors in the image's frame, radians; the middle one first."""
+    members: Tensor
+    """Coefficients of the band that are compared, ascending."""
+    envelope: Tensor
+    """`(members,)`: what the lattice step leaves of a coefficient."""
+    shifts_angstrom: Float64
+    """`(side^2, 2)` about each pose's own shift, y slow."""
+    phases: Tensor
+    """`(2 members, side^2)` float32."""
+    frequencies: Float64
+    """`(members, 2)`."""
+
+
+class Refiner:
+    """Refines proposals against one half-set's reference, in stages of halved steps until they support its resolution.
+
+    A step resolves a coefficient only if density moves less than its wavelength between neighbours; stages of wide
+    steps therefore compare coarse coefficients only, and hold what they cannot resolve against no pose. Candidates are
+    turns exp(w) in the image's frame on a lattice of rotation vectors w: as even at the poles as elsewhere. All of a
+    particle's numbers are its own.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        settings: RefinementSettings,
+        *,
+        proposal_step_deg: float,
+        proposal_shift_step_angstrom: float,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`proposal_step_deg` and `proposal_shift_step_angstrom` are the steps of the grid that proposals lie on."""
+        self.settings = settings
+        self.reference = reference
+        self.device = torch.device(device)
+        extent = reference.volume.shape[0] * reference.pixel_size_angstrom
+        self.band = Band(extent, min(max(settings.limit_angstrom, reference.resolution_angstrom), extent / 2))
+        self.radius_deg = settings.radius_deg or proposal_step_deg
+        self._shift_range = settings.shift_range_angstrom or 1.5 * proposal_shift_step_angstrom
+        self._projector = MapProjector(reference.volume, reference.pixel_size_angstrom, device=self.device)
+        self._shell_power = self._mean_power()
+        self._stages = self._planned()
+
+    @property
+    def num_stages(self) -> int:
+        """How many searches there are."""
+        return len(self._stages)
+
+    def refine(
+        self,
+        images: BandImages,
+        noise: NoiseModel,
+        rows: Int64,
+        rotations: Float64,
+        shifts_angstrom: Float64,
+    ) -> RefinedPoses:
+        """Return refined poses of images in this refiner's `band`; `rows` `(n,)` are their rows in `noise`.
+
+        `rotations` `(n, k, 3, 3)` and `shifts_angstrom` `(n, k, 2)` are proposals, best first; the first `num_modes`
+        are searched. Memory is bounded by `memory_mib`. ValueError for another band, or no images.
+        """
+        if images.band != self.band:
+            raise ValueError(f"images are in {images.band}, the refiner in {self.band}")
+        if len(images) == 0:
+            raise ValueError("no images; refine at least one")
+        modes = min(self.settings.num_modes, rotations.shape[1])
+        size, parts = self._batch_size(modes), []
+        for start in range(0, len(images), size):
+            count = min(size, len(images) - start)
+            part = slice(start, start + count)
+            padded = np.concatenate([rows[part], np.zeros(size - count, np.int64)])
+            poses = np.concatenate([rotations[part, :modes], np.tile(np.eye(3), (size - count, modes, 1, 1))])
+            moves = np.concatenate([shifts_angstrom[part, :modes], np.zeros((size - count, modes, 2))])
+            found = self._refine_batch(images.select(part).padded(size), noise, padded, poses, moves)
+            parts.append([values[:count] for values in found])
+        return RefinedPoses(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def _batch_size(self, modes: int) -> int:
+        largest = max(len(stage.offsets) * len(stage.members) for stage in self._stages)
+        return max(1, min(self.settings.batch_size, self.settings.memory_mib * 2**20 // (24 * modes * largest)))
+
+    def _mean_power(self) -> Tensor:
+        """Mean of |S|^2 of views spread over all directions in each coefficient's shell, `(m,)`."""
+        from cesped_stream.imaging.simulate import random_rotations
+
+        views = random_rotations(_SAMPLE_VIEWS, np.random.default_rng(0))
+        slices = self._slices(views, self.band.frequencies_per_angstrom)
+        shells = torch.from_numpy(self.band.shells).to(self.device)
+        count = int(shells.max()) + 1
+        power = (slices.real.square() + slices.imag.square()).mean(0)
+        sums = torch.zeros(count, device=self.device).index_add_(0, shells, power)
+        return (sums / torch.bincount(shells, minlength=count).clamp(min=1))[shells]
+
+    def _planned(self) -> list[_Stage]:
+        """Stages whose step halves, at least `stages` of them, until the last one supports the band's limit."""
+        radius = self.reference.rms_radius_angstrom()
+        step = np.deg2rad(self.radius_deg) / FIRST_RADIUS_STEPS
+        stages: list[_Stage] = []
+        supported = np.inf
+        while len(stages) < self.settings.stages or (supported > self.band.limit_angstrom and len(stages) < 8):
+            # a point in a cubic cell of side h is h / 2 from its middle, root mean square
+            displacement = (2 / 9) ** 0.5 * step / 2 * radius
+            supported = DISPLACEMENTS_PER_LIMIT * displacement
+            stages.append(self._stage(step, displacement, max(supported, self.band.limit_angstrom), first=not stages))
+            step /= 2
+        return stages
+
+    def _stage(self, step: float, displacement: float, limit_angstrom: float, *, first: bool) -> _Stage:
+        lengths = np.hypot(*self.band.frequencies_per_angstrom.T)
+        members = np.flatnonzero(lengths <= 1 / limit_angstrom + 1e-9)
+        if len(members) == 0:
+            members = np.flatnonzero(self.band.shells == 1)
+        frequencies = self.band.frequencies_per_angstrom[members]
+        shift_step = limit_angstrom / SHIFT_STEPS_PER_LIMIT
+        reach = max(2, int(np.ceil(self._shift_range / shift_step))) if first else LATER_SHIFT_REACH
+        axis = np.arange(-reach, reach + 1) * shift_step
+        shifts = np.stack(np.meshgrid(axis, axis, indexing="xy"), -1).reshape(-1, 2)
+        # moved = (C y) exp(-2 pi i f.s): its product with S is Re and Im apart
+        angle = 2 * np.pi * shifts @ frequencies.T
+        phases = np.concatenate([np.cos(angle), np.sin(angle)], 1).T.astype(np.float32)
+        return _Stage(
+            offsets=_lattice(FIRST_RADIUS_STEPS**2 if first else 2) * step,
+            members=torch.from_numpy(members).to(self.device),
+            envelope=torch.from_numpy(
+                np.exp(-2 * np.pi**2 * lengths[members] ** 2 * displacement**2).astype(np.float32)
+            ).to(self.device),
+            shifts_angstrom=shifts,
+            phases=torch.from_numpy(np.ascontiguousarray(phases)).to(self.device),
+            frequencies=frequencies,
+        )
+
+    def _slices(self, rotations: Float64, frequencies: Float64) -> Tensor:
+        slices = self._projector.slices_at(rotations, frequencies)
+        return slices.mul_(self._projector.pixel_size_angstrom / self.band.extent_angstrom)
+
+    def _refine_batch(
+        self, images: BandImages, noise: NoiseModel, rows: Int64, rotations: Float64, shifts: Float64
+    ) -> list[NDArray[np.generic]]:
+        linear, square = whitened_weights(images, noise, rows)
+        n, modes = rotations.shape[:2]
+        poses, moves, proposal = rotations, shifts, np.tile(np.arange(modes), (n, 1))
+        each, shift_clipped = np.zeros((n, modes)), np.zeros((n, modes), np.bool_)
+        for number, stage in enumerate(self._stages):
+            last = number == len(self._stages) - 1
+            poses, moves, score, at_edge = self._search(stage, images, linear, square, poses, moves, fit_angle=last)
+            if number == 0:
+                each, shift_clipped = score, at_edge
+            left = max(1, min(poses.shape[1], modes >> (number + 1)))
+            best = np.argsort(-score, axis=1, kind="stable")[:, :left]
+            poses, moves, proposal, score, shift_clipped = (
+                np.take_along_axis(a, best.reshape(best.shape + (1,) * (a.ndim - 2)), 1)
+                for a in (poses, moves, proposal, score, shift_clipped)
+            )
+        chosen = proposal[:, 0]
+        turned = _angle_between_deg(rotations[np.arange(n), chosen], poses[:, 0])
+        clipped = turned > CLIPPED_SHARE * self.radius_deg
+        return [poses[:, 0], moves[:, 0], score[:, 0], chosen, each, clipped, shift_clipped[:, 0]]
+
+    def _search(
+        self,
+        stage: _Stage,
+        images: BandImages,
+        linear: Tensor,
+        square: Tensor,
+        rotations: Float64,
+        shifts: Float64,
+        *,
+        fit_angle: bool,
+    ) -> tuple[Float64, Float64, Float64, NDArray[np.bool_]]:
+        """Search around poses `(n, k)`: return better poses, shifts, their scores and whether the shift is at the edge."""
+        n, k, c = *rotations.shape[:2], len(stage.offsets)
+        candidates = np.matmul(rotations[:, :, None], _exponential(stage.offsets))
+        scores, places = self._scores(stage, images, linear, square, candidates, shifts)
+        side = round(len(stage.shifts_angstrom) ** 0.5)
+        peaks, moves = self._shift_peaks(stage, scores.reshape(n * k * c, side, side))
+        peaks, moves = peaks.reshape(n, k, c), moves.reshape(n, k, c, 2)
+        best = peaks.argmax(2)
+        at = np.ix_(range(n), range(k))
+        found, score = candidates[(*at, best)], peaks[(*at, best)]
+        place = places.reshape(n, k, c).cpu().numpy()[(*at, best)]
+        edge = (place % side % (side - 1) == 0) | (place // side % (side - 1) == 0)
+        if fit_angle:
+            turn, height = quadratic_peak(stage.offsets, torch.from_numpy(peaks.reshape(n * k, c)))
+            found = np.matmul(rotations, _exponential(turn.numpy()).reshape(n, k, 3, 3))
+            score = np.maximum(height.numpy().reshape(n, k), score)
+        return found, shifts + moves[(*at, best)], score, edge
+
+    def _scores(
+        self, stage: _Stage, images: BandImages, linear: Tensor, square: Tensor, candidates: Float64, shifts: Float64
+    ) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods `(n k c, shifts)` and the best shift's place `(n k c,)`."""
+        n, k, c = candidates.shape[:3]
+        members, envelope = stage.members, stage.envelope
+        transfer = images.ctf_square[:, members]
+        unresolved = square[:, members] * transfer * (self._shell_power[members] * (1 - envelope.square()))
+        attenuation = envelope / (1 + unresolved)
+        angle = torch.from_numpy(shifts @ (-2 * np.pi * stage.frequencies.T)).to(self.device)
+        centring = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+        moved = (images.matched[:, members] * (linear[:, members] * attenuation))[:, None] * centring
+        slices = self._slices(candidates.reshape(-1, 3, 3), stage.frequencies).view(n, k, c, -1)
+        weight = square[:, members] * transfer * envelope * attenuation
+        norm = torch.einsum("nkcm,nm->nkc", slices.real.square() + slices.imag.square(), weight)
+        products = slices.conj() * moved[:, :, None]
+        stacked = torch.cat([products.real, products.imag], -1).view(n, k * c, -1)
+        scores = torch.bmm(stacked, stage.phases.expand(n, -1, -1)).view(n * k * c, -1)
+        scores -= norm.reshape(-1, 1)
+        return scores, scores.argmax(1)
+
+    def _shift_peaks(self, stage: _Stage, scores: Tensor) -> tuple[Float64, Float64]:
+        """Return the height and shift `(., 2)` of the top of each correlation map `(., side, side)`, sub-sample."""
+        side = scores.shape[1]
+        best = scores.flatten(1).argmax(1)
+        y, x = (best // side).clamp(1, side - 2), (best % side).clamp(1, side - 2)
+        around = torch.arange(-1, 2, device=scores.device)
+        index = (y[:, None, None] + around[:, None]) * side + x[:, None, None] + around
+        offsets = np.stack(np.meshgrid([-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0], indexing="xy"), -1).reshape(-1, 2)
+        place, height = quadratic_peak(offsets, scores.flatten(1).gather(1, index.flatten(1)))
+        middle = torch.stack([x, y], 1) - side // 2
+        step = stage.shifts_angstrom[1, 0] - stage.shifts_angstrom[0, 0]
+        return height.cpu().numpy(), ((place + middle) * step).cpu().numpy()
+
+
+def _lattice(square_radius: int) -> Float64:
+    """Points `(c, 3)` of the cubic lattice within a squared radius, the middle first."""
+    axis = np.arange(-2, 3)
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    points = points[(points**2).sum(1) <= square_radius]
+    return points[np.argsort((points**2).sum(1), kind="stable")].astype(np.float64)
+
+
+def _exponential(vectors: Float64) -> Float64:
+    """Rotations `(c, 3, 3)` of rotation vectors `(c, 3)`, radians."""
+    from scipy.spatial.transform import Rotation
+
+    return np.asarray(Rotation.from_rotvec(vectors).as_matrix(), np.float64)
+
+
+def _angle_between_deg(first: Float64, second: Float64) -> Float64:
+    chord = np.sqrt(((first - second) ** 2).sum((1, 2)))
+    return np.asarray(np.rad2deg(2 * np.arcsin(np.minimum(chord / 8**0.5, 1.0))), np.float64)
