@@ -305,7 +305,9 @@ class GallerySettings(Settings):
         0.03, gt=0, le=1, description="Share of the coarse views, the best ones, whose fine views are searched."
     )
     limit_angstrom: float = Field(
-        0.0, ge=0, description="Finest resolution compared; 0: what the coarse grid's step supports, or the reference's."
+        0.0,
+        ge=0,
+        description="Finest resolution compared; 0: what the coarse grid's step supports, or the reference's.",
     )
     shift_range_angstrom: float = Field(15.0, ge=0, description="Shifts within this distance are searched.")
     shift_step_angstrom: float = Field(0.0, ge=0, description="Distance of the shifts; 0: a quarter of the limit.")
@@ -329,7 +331,9 @@ class RefinementSettings(Settings):
     num_modes: int = Field(3, ge=1, le=50, description="Proposals of a particle that are searched, best first.")
     limit_angstrom: float = Field(0.0, ge=0, description="Finest resolution compared; 0: the reference's.")
     shift_range_angstrom: float = Field(
-        0.0, ge=0, description="Shifts searched about the proposal's in x and y; 0: one and a half steps of the gallery's."
+        0.0,
+        ge=0,
+        description="Shifts searched about the proposal's in x and y; 0: one and a half steps of the gallery's.",
     )
     batch_size: int = Field(8, ge=1, description="Particles searched at a time.")
     memory_mib: int = Field(256, ge=1, description="Candidates' projections held at a time.")

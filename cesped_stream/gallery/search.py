@@ -29,6 +29,7 @@ SHIFT_STEPS_PER_LIMIT: Final = 4.0
 GRID_STEP_DEG_AT_ORDER_0: Final = 58.6
 SEPARATION_IN_GRID_STEPS: Final = 2.0
 LEAST_STD: Final = 0.05
+SHIFT_BLOCK: Final = 16
 _LEAST_POWER: Final = 1e-20
 _LARGEST_CORRELATION: Final = 0.999
 
@@ -109,6 +110,7 @@ class ProjectionGallery:
         children, is_child = finer_views_of(self._coarse.unit, self._fine.unit)
         self._children = torch.from_numpy(children).to(self.device)
         self._is_child = torch.from_numpy(is_child).to(self.device)
+        self._log_children = self._is_child.sum(1).clamp(min=1e-9).log()
         self._kept_views = max(1, round(settings.keep_fraction * len(self._coarse)))
 
     def __len__(self) -> int:
@@ -132,7 +134,7 @@ class ProjectionGallery:
             parts.append([part[:count] for part in self._propose_batch(batch, noise, index)])
         if not parts:
             raise ValueError("no images; propose for at least one")
-        return self._proposals(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)), of_noise)
+        return self._proposals([torch.cat(part).cpu() for part in zip(*parts, strict=True)], of_noise)
 
     def measure_noise(self, images: BandImages, noise: NoiseModel, rows: Int64, *, seed: int = 0) -> NoiseScores:
         """Return what noise reaches that has the model's spectrum and these images' CTFs; `seed` fixes the noise."""
@@ -172,8 +174,7 @@ class ProjectionGallery:
     def _propose_batch(self, images: BandImages, noise: NoiseModel, rows: Int64) -> list[Tensor]:
         """Positions of the fine views kept, their log-weights, best scores, shifts and the standing of the best."""
         best = self._search_coarse(self._weighted(images, noise, rows, self._coarse))
-        fine = self._weighted(images, noise, rows, self._fine) if self._fine is not self._coarse else None
-        assert fine is not None
+        fine = self._weighted(images, noise, rows, self._fine)
         step = 1 if self.device.type == "cpu" else self.settings.batch_size
         parts = [self._search_fine(fine, best[i : i + step], i) for i in range(0, len(images), step)]
         return [torch.cat(part) for part in zip(*parts, strict=True)]
@@ -209,7 +210,7 @@ class ProjectionGallery:
 
     def _search_fine(self, batch: _Batch, coarse: Tensor, first: int) -> list[Tensor]:
         """Search the fine views of the best coarse ones, for the particles `first` and on of a batch."""
-        views, count = self._fine, len(coarse)
+        views, count, num_shifts = self._fine, len(coarse), batch.moved.shape[1]
         chosen = coarse.topk(self._kept_views, dim=1).indices
         candidates, is_one = self._children[chosen].flatten(1), self._is_child[chosen].flatten(1)
         order = is_one.to(torch.int8).argsort(dim=1, descending=True, stable=True)
@@ -218,43 +219,41 @@ class ProjectionGallery:
         flat = candidates.cpu().numpy()
         pair = torch.from_numpy(views.pair[flat]).to(self.device)
         sign = torch.from_numpy(np.where(views.conjugate[flat], np.float32(-1), np.float32(1))).to(self.device)
-        moved = batch.moved[:, :, first : first + count].permute(2, 0, 1)
-        linear = torch.bmm(views.real[pair], moved.real.contiguous())
-        linear += torch.bmm(views.imaginary[pair], moved.imag.contiguous()) * sign[:, :, None]
-        norm = torch.bmm(views.power[pair], batch.norm[:, first : first + count].T[:, :, None])
-        scores = self._score(linear, norm, batch.length[first : first + count, None, None])
-        return self._kept(scores, norm[:, :, 0], candidates, is_one, coarse, chosen)
+        part = slice(first, first + count)
+        # (t, shifts, m) x (t, m, f): MKL is fastest with whole blocks of rows, hence the empty shifts at the end
+        moved = torch.nn.functional.pad(batch.moved[:, :, part].permute(2, 1, 0), (0, 0, 0, -num_shifts % SHIFT_BLOCK))
+        linear = torch.bmm(moved.real.contiguous(), _rows(views.real, pair).mT)
+        linear += torch.bmm(moved.imag.contiguous(), _rows(views.imaginary, pair).mT) * sign[:, None]
+        norm = torch.bmm(batch.norm[:, part].T[:, None], _rows(views.power, pair).mT)
+        scores = self._score(linear[:, :num_shifts], norm, batch.length[part, None, None])
+        return self._kept(scores, norm[:, 0], candidates, is_one, coarse, chosen)
 
     def _kept(
         self, scores: Tensor, norm: Tensor, candidates: Tensor, is_one: Tensor, coarse: Tensor, chosen: Tensor
     ) -> list[Tensor]:
-        """The best fine views with their log-weights, normalised over all views: coarse ones stand for theirs."""
-        log_weights = self._log_weight(scores).logsumexp(2) - np.log(scores.shape[2])
-        log_weights = log_weights.masked_fill(~is_one, -torch.inf)
-        left = self._log_weight(coarse) - np.log(scores.shape[2]) + self._is_child.sum(1).clamp(min=1e-9).log()
-        left = left.scatter(1, chosen, -torch.inf)
+        """The best fine views of scores `(t, shifts, f)`, their log-weights normalised over all views.
+
+        Coarse views that were not followed stand for their fine ones.
+        """
+        uniform = np.log(scores.shape[1])
+        log_weights = (self._log_weight(scores).logsumexp(1) - uniform).masked_fill(~is_one, -torch.inf)
+        left = (self._log_weight(coarse) - uniform + self._log_children).scatter(1, chosen, -torch.inf)
         total = torch.logaddexp(log_weights.logsumexp(1), left.logsumexp(1))
-        values, places = log_weights.topk(min(self.settings.num_kept, log_weights.shape[1]), dim=1)
-        values = torch.nn.functional.pad(values - total[:, None], (0, self.settings.num_kept - values.shape[1]), value=-torch.inf)
-        best, shift = scores.max(2)
-        kept = torch.nn.functional.pad(places, (0, self.settings.num_kept - places.shape[1]))
-        peak = best.gather(1, places[:, :1])[:, 0]
-        power = norm.gather(1, places[:, :1])[:, 0]
-        # noise: the score has mean -norm and variance 2 norm
-        standing = (peak + power) / (2 * power.clamp(min=_LEAST_POWER)).sqrt()
+        count = min(self.settings.num_kept, log_weights.shape[1])
+        values, places = log_weights.topk(count, dim=1)
+        missing = (0, self.settings.num_kept - count)
+        values = torch.nn.functional.pad(values - total[:, None], missing, value=-torch.inf)
+        places = torch.nn.functional.pad(places, missing)
+        best, shift = scores.gather(2, places[:, None].expand(-1, scores.shape[1], -1)).max(1)
+        peak, power = best[:, 0], norm.gather(1, places[:, :1])[:, 0]
         if self.settings.score == "correlation":
             standing = peak * (2 * len(self.band)) ** 0.5
-        return [candidates.gather(1, kept), values, shift.gather(1, kept), peak, standing]
+        else:  # of noise alone the score has mean -power and variance 2 power
+            standing = (peak + power) / (2 * power.clamp(min=_LEAST_POWER)).sqrt()
+        return [candidates.gather(1, places), values, shift, peak, standing]
 
-    def _proposals(
-        self,
-        positions: Tensor,
-        log_weights: Tensor,
-        shifts: Tensor,
-        peak: Tensor,
-        standing: Tensor,
-        of_noise: NoiseScores | None,
-    ) -> Proposals:
+    def _proposals(self, found: list[Tensor], of_noise: NoiseScores | None) -> Proposals:
+        positions, log_weights, shifts, peak, standing = found
         order, settings = self.settings.grid_order, self.settings
         indices = self._fine.unit.points[positions.numpy()]
         distribution = SparseDistribution(order, True, indices, log_weights.numpy())
@@ -262,8 +261,8 @@ class ProjectionGallery:
         group = group_rotations(self.reference.symmetry)
         modes, weights = top_poses_sparse(distribution, group, settings.num_modes, separation)
         moves = self.shifts_angstrom[shifts.numpy()]
-        found = nearest_index(modes.reshape(-1, 3, 3), order).reshape(len(modes), -1)
-        column = (indices[:, None] == found[:, :, None]).argmax(2)
+        chosen = nearest_index(modes.reshape(-1, 3, 3), order).reshape(len(modes), -1)
+        column = (indices[:, None] == chosen[:, :, None]).argmax(2)
         height = standing.double().numpy()
         return Proposals(
             distribution=distribution,
@@ -283,7 +282,12 @@ def _shift_grid(range_angstrom: float, step_angstrom: float) -> Float64:
     axis = np.arange(-reach, reach + 1)
     y, x = np.meshgrid(axis, axis, indexing="ij")
     inside = x**2 + y**2 <= (range_angstrom / step_angstrom + 1e-6) ** 2
-    return np.stack([x[inside], y[inside]], -1) * step_angstrom
+    return np.asarray(np.stack([x[inside], y[inside]], -1) * step_angstrom, np.float64)
+
+
+def _rows(matrix: Tensor, index: Tensor) -> Tensor:
+    """Rows `(t, f, m)` of a matrix `(h, m)` at indices `(t, f)`."""
+    return torch.index_select(matrix, 0, index.flatten()).view(*index.shape, -1)
 
 
 def _matrix(values: Tensor, precision: str) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cesped_stream.imaging.band import Band
+from cesped_stream.imaging.band import Band, band_slices
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.so3.asymmetric_unit import AsymmetricUnit, asymmetric_unit
 from cesped_stream.so3.grids import num_in_plane, pose_rotations
@@ -57,8 +57,7 @@ def views_of(projector: MapProjector, symmetry: str, order: int, band: Band, env
     count = num_in_plane(order)
     direction, in_plane = np.divmod(unit.points, count)
     keys, pair = np.unique(direction * count + in_plane % (count // 2), return_inverse=True)
-    slices = projector.slices_at(pose_rotations(keys, order), band.frequencies_per_angstrom)
-    slices *= projector.pixel_size_angstrom / band.extent_angstrom
+    slices = band_slices(projector, band, pose_rotations(keys, order))
     shell_power = _shell_means((slices.real.square() + slices.imag.square()).mean(0), band)
     low_pass = torch.from_numpy(envelope.astype(np.float32)).to(slices.device)
     real, imaginary = (slices.real * low_pass).contiguous(), (slices.imag * low_pass).contiguous()
@@ -87,7 +86,7 @@ def displacement_angstrom(order: int, rms_radius_angstrom: float) -> float:
 
     A turn by the angle t about a random axis moves a point at distance r by t r sqrt(2 / 9) along x.
     """
-    return (2 / 9) ** 0.5 * RMS_STEP_AT_ORDER_0 / 2**order * rms_radius_angstrom
+    return float((2 / 9) ** 0.5 * RMS_STEP_AT_ORDER_0 / 2**order * rms_radius_angstrom)
 
 
 def grid_envelope(band: Band, displacement: float, shift_step_angstrom: float) -> Float64:

@@ -1,6 +1,7 @@
 """Images as Fourier coefficients inside a resolution limit: what matching with a reference needs of them."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from cesped_stream.imaging.ctf import ctf as ctf_of
 from cesped_stream.imaging.preprocess import background_normalised
+from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.particles.table import CtfParameters
 
 Int64 = NDArray[np.int64]
@@ -53,7 +55,7 @@ class Band:
         kx, ky = np.meshgrid(np.arange(reach + 1), np.arange(-reach, reach + 1), indexing="ij")
         inside = kx**2 + ky**2 <= (self.extent_angstrom / self.limit_angstrom + 1e-6) ** 2
         unique = (kx > 0) | (ky > 0)
-        return np.argwhere(inside & unique) - [0, reach]
+        return np.asarray(np.argwhere(inside & unique) - [0, reach], np.int64)
 
     @property
     def frequencies_per_angstrom(self) -> Float64:
@@ -63,7 +65,7 @@ class Band:
     @cached_property
     def shells(self) -> Int64:
         """Nearest whole number of cycles an extent `(m,)`, at least 1."""
-        return np.floor(np.hypot(*self.indices.T) + 0.5).astype(np.int64)
+        return np.asarray(np.floor(np.hypot(*self.indices.T) + 0.5), np.int64)
 
     def shift_phases(self, shifts_angstrom: Tensor) -> Tensor:
         """Return exp(-2 pi i f.s) `(..., m)` complex64 for shifts `(..., 2)` (x, y) that centre the images.
@@ -101,31 +103,47 @@ class BandImages:
 
     def select(self, index: Tensor | slice) -> "BandImages":
         """Return the images at `index`, a tensor of row numbers or a slice."""
-        parts = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "band"}
-        return replace(self, **parts)
+        return self._each(lambda part: part[index])
+
+    def to(self, device: torch.device | str) -> "BandImages":
+        """Return the images on another device."""
+        return self._each(lambda part: part.to(device))
 
     def padded(self, count: int) -> "BandImages":
         """Return `count` images: these, then empty ones."""
         missing = count - len(self)
         if missing == 0:
             return self
-        parts = {
-            f.name: torch.cat([part := getattr(self, f.name), part.new_zeros(missing, *part.shape[1:])])
-            for f in fields(self)
-            if f.name != "band"
-        }
-        return replace(self, **parts)
+        return self._each(lambda part: torch.cat([part, part.new_zeros(missing, *part.shape[1:])]))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "BandImages":
+        return BandImages(
+            self.band,
+            change(self.matched),
+            change(self.ctf_square),
+            change(self.power),
+            change(self.premultiplied),
+            change(self.information),
+        )
 
     @staticmethod
     def joined(parts: "list[BandImages]") -> "BandImages":
         """Return the images of all parts, which are of one band, one after the other. ValueError for none."""
         if not parts or any(part.band != parts[0].band for part in parts):
             raise ValueError("images of one band are joined, at least one part")
-        values = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0]) if f.name != "band"}
-        return replace(parts[0], **values)
+        return BandImages(
+            parts[0].band,
+            torch.cat([part.matched for part in parts]),
+            torch.cat([part.ctf_square for part in parts]),
+            torch.cat([part.power for part in parts]),
+            torch.cat([part.premultiplied for part in parts]),
+            torch.cat([part.information for part in parts]),
+        )
 
 
-def band_images(images: Tensor, ctf: CtfParameters, band: Band, *, background_radius_angstrom: float = 0.0) -> BandImages:
+def band_images(
+    images: Tensor, ctf: CtfParameters, band: Band, *, background_radius_angstrom: float = 0.0
+) -> BandImages:
     """Return the coefficients in `band` of raw images `(n, box, box)` of one box size and any pixel sizes.
 
     Each image's background gets mean 0 and std 1 (`background_normalised`). Where the box is larger than the band's
@@ -158,9 +176,27 @@ def band_images(images: Tensor, ctf: CtfParameters, band: Band, *, background_ra
 def band_ctf(ctf: CtfParameters, band: Band, *, device: torch.device | str = "cpu") -> Tensor:
     """Return the CTF `(n, m)` float32 at the band's frequencies."""
     box = 2 * band.reach + 2
-    same_frequencies = replace(ctf, pixel_size_angstrom=np.full_like(ctf.pixel_size_angstrom, band.extent_angstrom / box))
+    same_frequencies = replace(
+        ctf, pixel_size_angstrom=np.full_like(ctf.pixel_size_angstrom, band.extent_angstrom / box)
+    )
     kx, ky = (torch.from_numpy(k).to(device) for k in band.indices.T)
     return ctf_of(same_frequencies, box, device=device)[:, ky % box, kx]
+
+
+def band_slices(projector: MapProjector, band: Band, rotations: Float64) -> Tensor:
+    """Return a map's coefficients `(n, m)` complex64 at rotations `(n, 3, 3)`, in the units of images' coefficients."""
+    slices = projector.slices_at(rotations, band.frequencies_per_angstrom)
+    return slices.mul_(projector.pixel_size_angstrom / band.extent_angstrom)
+
+
+def centred_slices(projector: MapProjector, band: Band, rotations: Float64, shifts_angstrom: Float64) -> Tensor:
+    """Return a map's coefficients `(n, m)` complex64 at poses, moved to where the particles stand in their images.
+
+    In the units of images' coefficients.
+    """
+    return band_slices(projector, band, rotations) * band.shift_phases(
+        torch.from_numpy(-shifts_angstrom).to(projector.device)
+    )
 
 
 def _information(side_angstrom: float, extent_angstrom: float) -> float:

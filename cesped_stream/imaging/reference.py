@@ -91,7 +91,7 @@ def particle_digests(table: ParticleTable) -> UInt64:
 
 
 def save_reference(folder: Path, reference: Reference) -> str:
-    """Write `reference_<half>.mrc`, `.members` (little-endian uint64) and `.json`, the last of them last; return its id.
+    """Write `reference_<half>.mrc`, `.members` (little-endian uint64), then `.json`; return the reference's id.
 
     The id is a hash of all that it is: the same reference gives the same bytes. No pickle.
     """

@@ -1,7 +1,10 @@
-"""Central slices on a CPU: the trilinear gather of `MapProjector`, compiled. Imported where it is used: numba is slow to
-import."""
+"""Central slices on a CPU: the trilinear gather of `MapProjector`, compiled.
+
+Imported where it is used: numba is slow to import.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 from numba import njit
@@ -11,9 +14,7 @@ Float32 = NDArray[np.float32]
 Complex64 = NDArray[np.complex64]
 
 
-def gather_slices(
-    transform: Complex64, axes: Float32, kx: Float32, ky: Float32, *, num_threads: int = 1
-) -> Complex64:
+def gather_slices(transform: Complex64, axes: Float32, kx: Float32, ky: Float32, *, num_threads: int = 1) -> Complex64:
     """Return `(n, m)` samples of a half transform `(2 r + 1, 2 r + 1, r + 1)` (z, y, x >= 0) at kx and ky along `axes`.
 
     `axes` `(n, 3, 2)` are the first two columns of image-to-map rotations times the padding; all samples must lie
@@ -25,7 +26,7 @@ def gather_slices(
         return out
     bounds = np.linspace(0, len(axes), num_threads + 1).astype(int)
     with ThreadPoolExecutor(num_threads) as pool:
-        parts = [slice(low, high) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+        parts = [slice(low, high) for low, high in pairwise(bounds)]
         list(pool.map(lambda part: _gather(transform, axes[part], kx, ky, out[part]), parts))
     return out
 

@@ -1,6 +1,5 @@
 """References of one half-set: from its aligned rows, or from a given map."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,14 +7,14 @@ import torch
 from numpy.typing import NDArray
 
 from cesped_stream.errors import InvalidStarError
-from cesped_stream.imaging.band import Band, BandImages, band_images
+from cesped_stream.imaging.band import Band, BandImages, centred_slices
+from cesped_stream.imaging.band_rows import read_band_images, usable_images
 from cesped_stream.imaging.maps import crop_map
 from cesped_stream.imaging.noise_model import NoiseModel, fit_noise, optics_key
-from cesped_stream.imaging.preprocess import Preprocessor, image_flags
+from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference, particle_digests
-from cesped_stream.particles.flags import ImageFlag
-from cesped_stream.particles.stacks import StackReader, read_images
+from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader, read_images
 from cesped_stream.particles.table import CtfParameters, ParticleTable
 from cesped_stream.reconstruction.backproject import Backprojector, wiener_prior
 from cesped_stream.reconstruction.fsc import postprocess_fsc, resolution_angstrom
@@ -23,7 +22,6 @@ from cesped_stream.reconstruction.mask import lowpassed, soft_mask
 from cesped_stream.settings import PreprocessSettings, ReferenceSettings
 from cesped_stream.so3.symmetry import group_rotations
 
-ROWS_AT_ONCE = 256
 LEAST_ROWS = 20
 MARGIN_TO_NYQUIST = 1.05
 
@@ -126,25 +124,16 @@ class _Frame:
         return resampled, replace(ctf, pixel_size_angstrom=np.full(len(raw), self.pixel_size_angstrom))
 
 
-def _usable_images(table: ParticleTable, reader: StackReader) -> Iterator[tuple[Int64, torch.Tensor]]:
-    """Yield row indices and raw images of one box size, without NaN, Inf and constant ones."""
-    for start in range(0, len(table), ROWS_AT_ONCE):
-        rows = np.arange(start, min(start + ROWS_AT_ONCE, len(table)))
-        for group in read_images(table.select(rows), reader):
-            images = torch.from_numpy(group.images)
-            good = np.flatnonzero(image_flags(images) == ImageFlag.OK)
-            if len(good):
-                yield rows[group.index[good]], images[torch.from_numpy(good)]
-
-
 def _backproject(
     table: ParticleTable, frame: _Frame, parts: list[Backprojector], group: Float64, reader: StackReader
 ) -> Int64:
     """Add row k to part k % 2; return the rows that were usable, ascending."""
     rotations, shifts, ctf = table.rotations(), table.shifts_angstrom(), table.ctf_parameters()
     used = [np.empty(0, np.int64)]
-    for index, raw in _usable_images(table, reader):
-        images, parameters = frame.images(raw, ctf.select(index))
+    flag, digest = np.zeros(len(table), np.uint8), np.zeros((len(table), DIGEST_BYTES), np.uint8)
+    for found in usable_images(table, reader, flag, digest):
+        index = found.index
+        images, parameters = frame.images(found.images, ctf.select(index))
         for number, part in enumerate(parts):
             mine = np.flatnonzero(index % 2 == number)
             rows = index[mine]
@@ -189,10 +178,14 @@ def _noise(
     for part, volume in enumerate(maps.parts):
         rows = chosen[chosen % 2 != part]
         projector = MapProjector(volume, maps.pixel_size_angstrom, device=device)
-        found, index = band_images_of(table, rows, band, reader, settings.background_radius_angstrom, device)
-        images.append(found)
-        slices.append(centred_slices(projector, band, table.rotations()[index], table.shifts_angstrom()[index]))
-        groups.append(table.optics_index[index])
+        picked = table.select(rows)
+        found = read_band_images(
+            picked, [band], reader, background_radius_angstrom=settings.background_radius_angstrom, device=device
+        )
+        assert len(found.index) == len(picked), "rows of a reference are usable"
+        images.append(found.images[0])
+        slices.append(centred_slices(projector, band, picked.rotations(), picked.shifts_angstrom()))
+        groups.append(picked.optics_index)
     present, place = np.unique(np.concatenate(groups), return_inverse=True)
     return fit_noise(BandImages.joined(images), torch.cat(slices), place, [keys[k] for k in present])
 
@@ -204,29 +197,3 @@ def _spread_over_groups(table: ParticleTable, step: int) -> Int64:
         rows = np.flatnonzero(table.optics_index == group)
         parts.append(rows[(np.arange(len(rows)) // 2) % step == 0])
     return np.sort(np.concatenate(parts))
-
-
-def band_images_of(
-    table: ParticleTable, rows: Int64, band: Band, reader: StackReader, background_radius_angstrom: float, device: str
-) -> tuple[BandImages, Int64]:
-    """Return the coefficients of these rows' usable images, and which rows they are."""
-    picked = table.select(rows)
-    ctf = picked.ctf_parameters()
-    parts, index = [], [np.empty(0, np.int64)]
-    for found, raw in _usable_images(picked, reader):
-        parts.append(
-            band_images(
-                raw.to(device), ctf.select(found), band, background_radius_angstrom=background_radius_angstrom
-            )
-        )
-        index.append(rows[found])
-    return BandImages.joined(parts), np.concatenate(index)
-
-
-def centred_slices(
-    projector: MapProjector, band: Band, rotations: Float64, shifts_angstrom: Float64
-) -> torch.Tensor:
-    """Return a map's coefficients `(n, m)` at poses, where the particles stand in their images, in images' units."""
-    slices = projector.slices_at(rotations, band.frequencies_per_angstrom)
-    slices *= projector.pixel_size_angstrom / band.extent_angstrom
-    return slices * band.shift_phases(torch.from_numpy(-shifts_angstrom).to(projector.device))

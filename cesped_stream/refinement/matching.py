@@ -6,12 +6,14 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from cesped_stream.imaging.band import Band, BandImages
 from cesped_stream.imaging.noise_model import NoiseModel, whitened_weights
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
+from cesped_stream.imaging.simulate import random_rotations
 from cesped_stream.refinement.peak import quadratic_peak
 from cesped_stream.settings import RefinementSettings
 
@@ -135,8 +137,6 @@ class Refiner:
 
     def _mean_power(self) -> Tensor:
         """Mean of |S|^2 of views spread over all directions in each coefficient's shell, `(m,)`."""
-        from cesped_stream.imaging.simulate import random_rotations
-
         views = random_rotations(_SAMPLE_VIEWS, np.random.default_rng(0))
         slices = self._slices(views, self.band.frequencies_per_angstrom)
         shells = torch.from_numpy(self.band.shells).to(self.device)
@@ -192,6 +192,7 @@ class Refiner:
     ) -> list[NDArray[np.generic]]:
         linear, square = whitened_weights(images, noise, rows)
         n, modes = rotations.shape[:2]
+        each_row = np.arange(n)[:, None]
         poses, moves, proposal = rotations, shifts, np.tile(np.arange(modes), (n, 1))
         each, shift_clipped = np.zeros((n, modes)), np.zeros((n, modes), np.bool_)
         for number, stage in enumerate(self._stages):
@@ -201,9 +202,11 @@ class Refiner:
                 each, shift_clipped = score, at_edge
             left = max(1, min(poses.shape[1], modes >> (number + 1)))
             best = np.argsort(-score, axis=1, kind="stable")[:, :left]
-            poses, moves, proposal, score, shift_clipped = (
-                np.take_along_axis(a, best.reshape(best.shape + (1,) * (a.ndim - 2)), 1)
-                for a in (poses, moves, proposal, score, shift_clipped)
+            poses, moves = poses[each_row, best], moves[each_row, best]
+            proposal, score, shift_clipped = (
+                proposal[each_row, best],
+                score[each_row, best],
+                shift_clipped[each_row, best],
             )
         chosen = proposal[:, 0]
         turned = _angle_between_deg(rotations[np.arange(n), chosen], poses[:, 0])
@@ -221,7 +224,7 @@ class Refiner:
         *,
         fit_angle: bool,
     ) -> tuple[Float64, Float64, Float64, NDArray[np.bool_]]:
-        """Search around poses `(n, k)`: return better poses, shifts, their scores and whether the shift is at the edge."""
+        """Search around poses `(n, k)`; return poses, shifts, their scores and whether the shift is at the edge."""
         n, k, c = *rotations.shape[:2], len(stage.offsets)
         candidates = np.matmul(rotations[:, :, None], _exponential(stage.offsets))
         scores, places = self._scores(stage, images, linear, square, candidates, shifts)
@@ -279,13 +282,11 @@ def _lattice(square_radius: int) -> Float64:
     axis = np.arange(-2, 3)
     points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     points = points[(points**2).sum(1) <= square_radius]
-    return points[np.argsort((points**2).sum(1), kind="stable")].astype(np.float64)
+    return np.asarray(points[np.argsort((points**2).sum(1), kind="stable")], np.float64)
 
 
 def _exponential(vectors: Float64) -> Float64:
     """Rotations `(c, 3, 3)` of rotation vectors `(c, 3)`, radians."""
-    from scipy.spatial.transform import Rotation
-
     return np.asarray(Rotation.from_rotvec(vectors).as_matrix(), np.float64)
 
 

@@ -22,7 +22,9 @@ def quadratic_peak(offsets: Float64, values: Tensor) -> tuple[Tensor, Tensor]:
     slope = fitted[:, 1 : dimension + 1]
     hessian = _hessian(fitted[:, dimension + 1 :], dimension)
     has_peak = torch.linalg.eigvalsh(hessian).amax(1) < 0
-    safe = torch.where(has_peak[:, None, None], hessian, -torch.eye(dimension, dtype=torch.float64, device=heights.device))
+    safe = torch.where(
+        has_peak[:, None, None], hessian, -torch.eye(dimension, dtype=torch.float64, device=heights.device)
+    )
     reach = torch.from_numpy(np.abs(offsets).max(0)).to(heights.device)
     place = -torch.linalg.solve(safe, slope[:, :, None])[:, :, 0]
     place = torch.minimum(torch.maximum(place, -reach), reach)
