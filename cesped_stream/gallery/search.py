@@ -16,7 +16,7 @@ from cesped_stream.gallery.views import (
     supported_angstrom,
     views_of,
 )
-from cesped_stream.imaging.band import Band, BandImages
+from cesped_stream.imaging.band import Band, BandImages, exact_product
 from cesped_stream.imaging.noise_model import NoiseModel, whitened_weights
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
@@ -72,8 +72,10 @@ class Proposals:
 class _Batch:
     """A batch's coefficients with weights, for one set of views."""
 
-    moved: Tensor
-    """`(m, shifts, t)` complex64."""
+    real: Tensor
+    """`(m, shifts, t)` float32: real part of the weighted images moved by each shift."""
+    imaginary: Tensor
+    """`(m, shifts, t)` float32."""
     norm: Tensor
     """`(m, t)` float32."""
     length: Tensor
@@ -167,9 +169,9 @@ class ProjectionGallery:
             # a^2 C^2 |S|^2 (1 - envelope^2) over the noise's variance; square is a^2 over it
             unresolved = square * images.ctf_square * (views.shell_power * (1 - views.envelope.square()))
             linear, square = linear / (1 + unresolved), square / (1 + unresolved)
-        moved = (images.matched * linear).T[:, None] * self._phases.T[:, :, None]
+        real, imaginary = exact_product((images.matched * linear).T[:, None], self._phases.T[:, :, None])
         length = images.power.sum(1).sqrt()
-        return _Batch(moved, (images.ctf_square * square).T.contiguous(), length)
+        return _Batch(real, imaginary, (images.ctf_square * square).T.contiguous(), length)
 
     def _propose_batch(self, images: BandImages, noise: NoiseModel, rows: Int64) -> list[Tensor]:
         """Positions of the fine views kept, their log-weights, best scores, shifts and the standing of the best."""
@@ -182,9 +184,9 @@ class ProjectionGallery:
     def _search_coarse(self, batch: _Batch) -> Tensor:
         """Best score over shifts, `(t, coarse views)`."""
         views = self._coarse
-        num_shifts, size = batch.moved.shape[1:]
+        num_shifts, size = batch.real.shape[1:]
         tile = max(1, self.settings.memory_mib * 2**20 // (8 * num_shifts * size))
-        real, imaginary = (_matrix(part, self.settings.precision) for part in (batch.moved.real, batch.moved.imag))
+        real, imaginary = (_matrix(part, self.settings.precision) for part in (batch.real, batch.imaginary))
         both = torch.empty(2, len(views.real), size, device=self.device)
         for start in range(0, len(views.real), tile):
             part = slice(start, start + tile)
@@ -210,7 +212,7 @@ class ProjectionGallery:
 
     def _search_fine(self, batch: _Batch, coarse: Tensor, first: int) -> list[Tensor]:
         """Search the fine views of the best coarse ones, for the particles `first` and on of a batch."""
-        views, count, num_shifts = self._fine, len(coarse), batch.moved.shape[1]
+        views, count, num_shifts = self._fine, len(coarse), batch.real.shape[1]
         chosen = coarse.topk(self._kept_views, dim=1).indices
         candidates, is_one = self._children[chosen].flatten(1), self._is_child[chosen].flatten(1)
         order = is_one.to(torch.int8).argsort(dim=1, descending=True, stable=True)
@@ -221,9 +223,12 @@ class ProjectionGallery:
         sign = torch.from_numpy(np.where(views.conjugate[flat], np.float32(-1), np.float32(1))).to(self.device)
         part = slice(first, first + count)
         # (t, shifts, m) x (t, m, f): MKL is fastest with whole blocks of rows, hence the empty shifts at the end
-        moved = torch.nn.functional.pad(batch.moved[:, :, part].permute(2, 1, 0), (0, 0, 0, -num_shifts % SHIFT_BLOCK))
-        linear = torch.bmm(moved.real.contiguous(), _rows(views.real, pair).mT)
-        linear += torch.bmm(moved.imag.contiguous(), _rows(views.imaginary, pair).mT) * sign[:, None]
+        real, imaginary = (
+            torch.nn.functional.pad(moved[:, :, part].permute(2, 1, 0), (0, 0, 0, -num_shifts % SHIFT_BLOCK))
+            for moved in (batch.real, batch.imaginary)
+        )
+        linear = torch.bmm(real, _rows(views.real, pair).mT)
+        linear += torch.bmm(imaginary, _rows(views.imaginary, pair).mT) * sign[:, None]
         norm = torch.bmm(batch.norm[:, part].T[:, None], _rows(views.power, pair).mT)
         scores = self._score(linear[:, :num_shifts], norm, batch.length[part, None, None])
         return self._kept(scores, norm[:, 0], candidates, is_one, coarse, chosen)
@@ -233,12 +238,11 @@ class ProjectionGallery:
     ) -> list[Tensor]:
         """The best fine views of scores `(t, shifts, f)`, their log-weights normalised over all views.
 
-        Coarse views that were not followed stand for their fine ones.
+        Those that were not searched have the share that the coarse views give them.
         """
         uniform = np.log(scores.shape[1])
         log_weights = (self._log_weight(scores).logsumexp(1) - uniform).masked_fill(~is_one, -torch.inf)
-        left = (self._log_weight(coarse) - uniform + self._log_children).scatter(1, chosen, -torch.inf)
-        total = torch.logaddexp(log_weights.logsumexp(1), left.logsumexp(1))
+        total = log_weights.logsumexp(1) - self._log_share_followed(coarse, chosen)
         count = min(self.settings.num_kept, log_weights.shape[1])
         values, places = log_weights.topk(count, dim=1)
         missing = (0, self.settings.num_kept - count)
@@ -251,6 +255,11 @@ class ProjectionGallery:
         else:  # of noise alone the score has mean -power and variance 2 power
             standing = (peak + power) / (2 * power.clamp(min=_LEAST_POWER)).sqrt()
         return [candidates.gather(1, places), values, shift, peak, standing]
+
+    def _log_share_followed(self, coarse: Tensor, chosen: Tensor) -> Tensor:
+        """Log of the posterior mass, by the coarse scores, at the coarse views that were followed, `(t,)`."""
+        mass = self._log_weight(coarse) + self._log_children
+        return mass.gather(1, chosen).logsumexp(1) - mass.logsumexp(1)
 
     def _proposals(self, found: list[Tensor], of_noise: NoiseScores | None) -> Proposals:
         positions, log_weights, shifts, peak, standing = found

@@ -199,6 +199,14 @@ def centred_slices(projector: MapProjector, band: Band, rotations: Float64, shif
     )
 
 
+def exact_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return real and imaginary part of `a b`, complex, with the same bits wherever in a tensor the numbers stand.
+
+    Torch's own complex product rounds differently in the last elements of a thread's share.
+    """
+    return a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real
+
+
 def _information(side_angstrom: float, extent_angstrom: float) -> float:
     share = side_angstrom / extent_angstrom
     return 1.0 if share > 1 - _SAME_EXTENT else share**2

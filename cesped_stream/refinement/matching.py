@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from cesped_stream.imaging.band import Band, BandImages
+from cesped_stream.imaging.band import Band, BandImages, exact_product
 from cesped_stream.imaging.noise_model import NoiseModel, whitened_weights
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
@@ -151,7 +151,8 @@ class Refiner:
         step = np.deg2rad(self.radius_deg) / FIRST_RADIUS_STEPS
         stages: list[_Stage] = []
         supported = np.inf
-        while len(stages) < self.settings.stages or (supported > self.band.limit_angstrom and len(stages) < 8):
+        # neighbours on the last lattice, a whole step apart, agree in half of the finest coefficients: a parabola fits
+        while len(stages) < self.settings.stages or (2 * supported > self.band.limit_angstrom and len(stages) < 8):
             # a point in a cubic cell of side h is h / 2 from its middle, root mean square
             displacement = (2 / 9) ** 0.5 * step / 2 * radius
             supported = DISPLACEMENTS_PER_LIMIT * displacement
@@ -253,13 +254,17 @@ class Refiner:
         attenuation = envelope / (1 + unresolved)
         angle = torch.from_numpy(shifts @ (-2 * np.pi * stage.frequencies.T)).to(self.device)
         centring = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
-        moved = (images.matched[:, members] * (linear[:, members] * attenuation))[:, None] * centring
-        slices = self._slices(candidates.reshape(-1, 3, 3), stage.frequencies).view(n, k, c, -1)
+        weighted = (images.matched[:, members] * (linear[:, members] * attenuation))[:, None]
+        real, imaginary = (part[:, :, None] for part in exact_product(weighted, centring))
+        slices = torch.view_as_real(self._slices(candidates.reshape(-1, 3, 3), stage.frequencies))
+        own_real, own_imaginary = slices.movedim(-1, 0).contiguous().view(2, n, k, c, -1)
         weight = square[:, members] * transfer * envelope * attenuation
-        norm = torch.einsum("nkcm,nm->nkc", slices.real.square() + slices.imag.square(), weight)
-        products = slices.conj() * moved[:, :, None]
-        stacked = torch.cat([products.real, products.imag], -1).view(n, k * c, -1)
-        scores = torch.bmm(stacked, stage.phases.expand(n, -1, -1)).view(n * k * c, -1)
+        norm = ((own_real.square() + own_imaginary.square()) * weight[:, None, None]).sum(-1)
+        # conj(S) times the moved image
+        products = torch.cat(
+            [own_real * real + own_imaginary * imaginary, own_real * imaginary - own_imaginary * real], -1
+        )
+        scores = torch.bmm(products.view(n, k * c, -1), stage.phases.expand(n, -1, -1)).view(n * k * c, -1)
         scores -= norm.reshape(-1, 1)
         return scores, scores.argmax(1)
 
