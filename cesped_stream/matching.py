@@ -128,7 +128,12 @@ class ReferenceMatcher:
                 groups = noise.rows_of(part)[found.index]
                 proposals = self.gallery.propose(found.images[0], noise, groups, of_noise=self.of_noise)
                 refined = self.refiner.refine(
-                    found.images[1], noise, groups, proposals.mode_rotations, proposals.mode_shifts_angstrom
+                    found.images[1],
+                    noise,
+                    groups,
+                    proposals.mode_rotations,
+                    proposals.mode_shifts_angstrom,
+                    weights=proposals.mode_weights,
                 )
                 _put(poses, rows[found.index], proposals, refined)
         return poses

@@ -327,13 +327,25 @@ class RefinementSettings(Settings):
     radius_deg: float = Field(
         0.0, ge=0, le=60, description="Angle searched around a proposal; 0: one step of the grid that it comes from."
     )
-    stages: int = Field(3, ge=1, le=6, description="Searches, each with half the step of the one before.")
+    stages: int = Field(
+        2,
+        ge=1,
+        le=6,
+        description="Searches at least, each with half the step of the one before; more follow until the step supports "
+        "the limit.",
+    )
     num_modes: int = Field(3, ge=1, le=50, description="Proposals of a particle that are searched, best first.")
+    least_weight: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Proposals of less posterior mass than this share of the first one's are left out.",
+    )
     limit_angstrom: float = Field(0.0, ge=0, description="Finest resolution compared; 0: the reference's.")
     shift_range_angstrom: float = Field(
         0.0,
         ge=0,
         description="Shifts searched about the proposal's in x and y; 0: one and a half steps of the gallery's.",
     )
-    batch_size: int = Field(8, ge=1, description="Particles searched at a time.")
+    batch_size: int = Field(16, ge=1, description="Proposals searched at a time.")
     memory_mib: int = Field(256, ge=1, description="Candidates' projections held at a time.")

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -42,7 +42,7 @@ class RefinedPoses:
     proposal: Int64
     """`(n,)`: which proposal it comes from."""
     proposal_log_likelihood: Float64
-    """`(n, k)`: best around each proposal in the first search, for the margin between them."""
+    """`(n, k)`: around each proposal, for the margin between them; -inf where it was not searched."""
     angle_clipped: NDArray[np.bool_]
     """`(n,)`: ended at the edge of the angles searched around its proposal; it may belong further away."""
     shift_clipped: NDArray[np.bool_]
@@ -109,31 +109,56 @@ class Refiner:
         rows: Int64,
         rotations: Float64,
         shifts_angstrom: Float64,
+        *,
+        weights: ArrayLike | None = None,
     ) -> RefinedPoses:
         """Return refined poses of images in this refiner's `band`; `rows` `(n,)` are their rows in `noise`.
 
-        `rotations` `(n, k, 3, 3)` and `shifts_angstrom` `(n, k, 2)` are proposals, best first; the first `num_modes`
-        are searched. Memory is bounded by `memory_mib`. ValueError for another band, or no images.
+        `rotations` `(n, k, 3, 3)` and `shifts_angstrom` `(n, k, 2)` are proposals, best first. The first `num_modes` are
+        searched, without those whose posterior mass `weights` `(n, k)` is below `least_weight` of the first one's.
+        Memory is bounded by `memory_mib`. ValueError for another band, or no images.
         """
         if images.band != self.band:
             raise ValueError(f"images are in {images.band}, the refiner in {self.band}")
         if len(images) == 0:
             raise ValueError("no images; refine at least one")
-        modes = min(self.settings.num_modes, rotations.shape[1])
-        size, parts = self._batch_size(modes), []
-        for start in range(0, len(images), size):
-            count = min(size, len(images) - start)
-            part = slice(start, start + count)
-            padded = np.concatenate([rows[part], np.zeros(size - count, np.int64)])
-            poses = np.concatenate([rotations[part, :modes], np.tile(np.eye(3), (size - count, modes, 1, 1))])
-            moves = np.concatenate([shifts_angstrom[part, :modes], np.zeros((size - count, modes, 2))])
-            found = self._refine_batch(images.select(part).padded(size), noise, padded, poses, moves)
-            parts.append([values[:count] for values in found])
-        return RefinedPoses(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        particle, proposal = np.nonzero(self._searched(rotations.shape[:2], weights))
+        size, parts = self._batch_size(), []
+        for start in range(0, len(particle), size):
+            who, which = particle[start : start + size], proposal[start : start + size]
+            missing = size - len(who)
+            found = self._refine_batch(
+                images.select(torch.from_numpy(who).to(self.device)).padded(size),
+                noise,
+                np.pad(rows[who], (0, missing)),
+                np.concatenate([rotations[who, which], np.tile(np.eye(3), (missing, 1, 1))]),
+                np.concatenate([shifts_angstrom[who, which], np.zeros((missing, 2))]),
+            )
+            parts.append([values[: len(who)] for values in found])
+        poses, moves, score, clipped, at_edge = (np.concatenate(part) for part in zip(*parts, strict=True))
+        each = np.full(rotations.shape[:2], -np.inf)
+        each[particle, proposal] = score
+        item = np.zeros(each.shape, np.int64)
+        item[particle, proposal] = np.arange(len(particle))
+        best = each.argmax(1)
+        chosen = item[np.arange(len(images)), best]
+        return RefinedPoses(
+            poses[chosen], moves[chosen], score[chosen], best, each, clipped[chosen] > 0, at_edge[chosen] > 0
+        )
 
-    def _batch_size(self, modes: int) -> int:
+    def _searched(self, shape: tuple[int, ...], weights: ArrayLike | None) -> NDArray[np.bool_]:
+        """Which proposals `(n, k)` are searched: always the first."""
+        searched = np.zeros(shape, np.bool_)
+        searched[:, : self.settings.num_modes] = True
+        if weights is not None:
+            mass = np.asarray(weights, np.float64)
+            searched &= mass >= self.settings.least_weight * mass[:, :1]
+        searched[:, 0] = True
+        return searched
+
+    def _batch_size(self) -> int:
         largest = max(len(stage.offsets) * len(stage.members) for stage in self._stages)
-        return max(1, min(self.settings.batch_size, self.settings.memory_mib * 2**20 // (24 * modes * largest)))
+        return max(1, min(self.settings.batch_size, self.settings.memory_mib * 2**20 // (32 * largest)))
 
     def _mean_power(self) -> Tensor:
         """Mean of |S|^2 of views spread over all directions in each coefficient's shell, `(m,)`."""
@@ -190,29 +215,17 @@ class Refiner:
 
     def _refine_batch(
         self, images: BandImages, noise: NoiseModel, rows: Int64, rotations: Float64, shifts: Float64
-    ) -> list[NDArray[np.generic]]:
+    ) -> list[Float64]:
+        """Refine poses `(n, 3, 3)`, `(n, 2)`; return them, scores, and 1 where angle, then shift, are at the edge."""
         linear, square = whitened_weights(images, noise, rows)
-        n, modes = rotations.shape[:2]
-        each_row = np.arange(n)[:, None]
-        poses, moves, proposal = rotations, shifts, np.tile(np.arange(modes), (n, 1))
-        each, shift_clipped = np.zeros((n, modes)), np.zeros((n, modes), np.bool_)
+        poses, moves, at_edge = rotations, shifts, np.zeros(len(rotations), np.bool_)
         for number, stage in enumerate(self._stages):
             last = number == len(self._stages) - 1
-            poses, moves, score, at_edge = self._search(stage, images, linear, square, poses, moves, fit_angle=last)
+            poses, moves, score, edge = self._search(stage, images, linear, square, poses, moves, fit_angle=last)
             if number == 0:
-                each, shift_clipped = score, at_edge
-            left = max(1, min(poses.shape[1], modes >> (number + 1)))
-            best = np.argsort(-score, axis=1, kind="stable")[:, :left]
-            poses, moves = poses[each_row, best], moves[each_row, best]
-            proposal, score, shift_clipped = (
-                proposal[each_row, best],
-                score[each_row, best],
-                shift_clipped[each_row, best],
-            )
-        chosen = proposal[:, 0]
-        turned = _angle_between_deg(rotations[np.arange(n), chosen], poses[:, 0])
-        clipped = turned > CLIPPED_SHARE * self.radius_deg
-        return [poses[:, 0], moves[:, 0], score[:, 0], chosen, each, clipped, shift_clipped[:, 0]]
+                at_edge = edge
+        clipped = _angle_between_deg(rotations, poses) > CLIPPED_SHARE * self.radius_deg
+        return [poses, moves, score, clipped.astype(np.float64), at_edge.astype(np.float64)]
 
     def _search(
         self,
@@ -225,48 +238,44 @@ class Refiner:
         *,
         fit_angle: bool,
     ) -> tuple[Float64, Float64, Float64, NDArray[np.bool_]]:
-        """Search around poses `(n, k)`; return poses, shifts, their scores and whether the shift is at the edge."""
-        n, k, c = *rotations.shape[:2], len(stage.offsets)
-        candidates = np.matmul(rotations[:, :, None], _exponential(stage.offsets))
-        scores, places = self._scores(stage, images, linear, square, candidates, shifts)
+        """Search around poses `(n,)`; return poses, shifts, their scores and whether the shift is at the edge."""
+        n, c = len(rotations), len(stage.offsets)
+        candidates = np.matmul(rotations[:, None], _exponential(stage.offsets))
+        scores = self._scores(stage, images, linear, square, candidates, shifts)
         side = round(len(stage.shifts_angstrom) ** 0.5)
-        peaks, moves = self._shift_peaks(stage, scores.reshape(n * k * c, side, side))
-        peaks, moves = peaks.reshape(n, k, c), moves.reshape(n, k, c, 2)
-        best = peaks.argmax(2)
-        at = np.ix_(range(n), range(k))
-        found, score = candidates[(*at, best)], peaks[(*at, best)]
-        place = places.reshape(n, k, c).cpu().numpy()[(*at, best)]
+        peaks, moves = self._shift_peaks(stage, scores.view(n * c, side, side))
+        peaks, moves = peaks.reshape(n, c), moves.reshape(n, c, 2)
+        best, each = peaks.argmax(1), np.arange(n)
+        place = scores.argmax(2).cpu().numpy()[each, best]
         edge = (place % side % (side - 1) == 0) | (place // side % (side - 1) == 0)
+        found, score = candidates[each, best], peaks[each, best]
         if fit_angle:
-            turn, height = quadratic_peak(stage.offsets, torch.from_numpy(peaks.reshape(n * k, c)))
-            found = np.matmul(rotations, _exponential(turn.numpy()).reshape(n, k, 3, 3))
-            score = np.maximum(height.numpy().reshape(n, k), score)
-        return found, shifts + moves[(*at, best)], score, edge
+            turn, height = quadratic_peak(stage.offsets, torch.from_numpy(peaks))
+            found, score = np.matmul(rotations, _exponential(turn.numpy())), np.maximum(height.numpy(), score)
+        return found, shifts + moves[each, best], score, edge
 
     def _scores(
         self, stage: _Stage, images: BandImages, linear: Tensor, square: Tensor, candidates: Float64, shifts: Float64
-    ) -> tuple[Tensor, Tensor]:
-        """Log-likelihoods `(n k c, shifts)` and the best shift's place `(n k c,)`."""
-        n, k, c = candidates.shape[:3]
+    ) -> Tensor:
+        """Log-likelihoods `(n, c, shifts)` of candidates `(n, c, 3, 3)` at the stage's shifts about `shifts` `(n, 2)`."""
+        n, c = candidates.shape[:2]
         members, envelope = stage.members, stage.envelope
-        transfer = images.ctf_square[:, members]
-        unresolved = square[:, members] * transfer * (self._shell_power[members] * (1 - envelope.square()))
+        transfer, square = images.ctf_square[:, members], square[:, members]
+        unresolved = square * transfer * (self._shell_power[members] * (1 - envelope.square()))
         attenuation = envelope / (1 + unresolved)
         angle = torch.from_numpy(shifts @ (-2 * np.pi * stage.frequencies.T)).to(self.device)
         centring = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
-        weighted = (images.matched[:, members] * (linear[:, members] * attenuation))[:, None]
-        real, imaginary = (part[:, :, None] for part in exact_product(weighted, centring))
+        weighted = images.matched[:, members] * (linear[:, members] * attenuation)
+        real, imaginary = (part[:, None] for part in exact_product(weighted, centring))
         slices = torch.view_as_real(self._slices(candidates.reshape(-1, 3, 3), stage.frequencies))
-        own_real, own_imaginary = slices.movedim(-1, 0).contiguous().view(2, n, k, c, -1)
-        weight = square[:, members] * transfer * envelope * attenuation
-        norm = ((own_real.square() + own_imaginary.square()) * weight[:, None, None]).sum(-1)
+        own_real, own_imaginary = slices.movedim(-1, 0).contiguous().view(2, n, c, -1)
+        weight = square * transfer * envelope * attenuation
+        norm = ((own_real.square() + own_imaginary.square()) * weight[:, None]).sum(-1)
         # conj(S) times the moved image
         products = torch.cat(
             [own_real * real + own_imaginary * imaginary, own_real * imaginary - own_imaginary * real], -1
         )
-        scores = torch.bmm(products.view(n, k * c, -1), stage.phases.expand(n, -1, -1)).view(n * k * c, -1)
-        scores -= norm.reshape(-1, 1)
-        return scores, scores.argmax(1)
+        return torch.bmm(products, stage.phases.expand(n, -1, -1)) - norm[:, :, None]
 
     def _shift_peaks(self, stage: _Stage, scores: Tensor) -> tuple[Float64, Float64]:
         """Return the height and shift `(., 2)` of the top of each correlation map `(., side, side)`, sub-sample."""

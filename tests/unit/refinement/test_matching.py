@@ -153,15 +153,27 @@ def test_what_ends_at_the_edge_of_the_search_is_told() -> None:
 
 def test_stages_go_on_until_the_step_supports_the_resolution() -> None:
     coarse, fine = refiner(resolution=40.0, stages=1), refiner(resolution=11.0, stages=1, radius_deg=40.0)
-    assert coarse.num_stages == 1
+    assert coarse.num_stages == 1, coarse._stages
     assert fine.num_stages > 1
     limits = [len(stage.members) for stage in fine._stages]
     assert limits == sorted(limits) and limits[0] < limits[-1] == len(fine.band)
 
 
 def test_little_memory_makes_batches_smaller() -> None:
-    assert refiner(memory_mib=1)._batch_size(3) == 1
-    assert refiner(memory_mib=512, batch_size=8)._batch_size(3) == 8
+    assert refiner(memory_mib=1)._batch_size() < 4
+    assert refiner(memory_mib=512, batch_size=8)._batch_size() == 8
+
+
+def test_a_proposal_of_no_weight_is_not_searched() -> None:
+    truth, one = particles(4, snr=2.0), refiner()
+    starts = np.concatenate([near(truth.rotations, 60.0), near(truth.rotations, 4.0)], axis=1)
+    shifts = truth.shifts_angstrom[:, None].repeat(2, 1)
+    weights = [[0.9, 0.05], [0.999, 0.001], [0.999, 0.001], [np.nan, np.nan]]
+    images = truth.in_band(one.band)
+    found = one.refine(images, flat_noise(), rows(4), starts, shifts, weights=weights)
+    assert found.proposal.tolist() == [1, 0, 0, 0]
+    assert np.isinf(found.proposal_log_likelihood[1:, 1]).all()
+    assert np.isfinite(found.proposal_log_likelihood[:, 0]).all()
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -171,5 +183,9 @@ def test_what_does_not_fit_is_refused() -> None:
         one.refine(other, flat_noise(), rows(2), near(truth.rotations, 1.0), truth.shifts_angstrom[:, None])
     with pytest.raises(ValueError, match="no images"):
         one.refine(
-            truth.in_band(one.band).select(slice(0, 0)), flat_noise(), rows(0), np.zeros((0, 1, 3, 3)), np.zeros((0, 1, 2))
+            truth.in_band(one.band).select(slice(0, 0)),
+            flat_noise(),
+            rows(0),
+            np.zeros((0, 1, 3, 3)),
+            np.zeros((0, 1, 2)),
         )
