@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE: Final = 512
 LEAST_ROWS_FOR_NOISE: Final = 20
+LEARNING_ROWS: Final = 1000
 NOISE_SAMPLE: Final = 256
 
 Float64 = NDArray[np.float64]
@@ -146,12 +147,14 @@ class ReferenceMatcher:
         return self.of_noise
 
     def learn_noise(self, table: ParticleTable, reader: StackReader) -> NoiseModel:
-        """Fit the noise model to particles without known poses, at poses by plain correlation; return it.
+        """Fit the noise model to particles without known poses, at most `LEARNING_ROWS` of them; return it.
 
-        For a given map, or when a session brings optics groups that its aligned rows had not. The particles must not
-        be in the reference. PermanentError where fewer than `LEAST_ROWS_FOR_NOISE` have a usable image.
+        Their poses are found by plain correlation, the model fitted, the poses refined with it, and the model fitted
+        again. For a given map, or when a session brings optics groups that its aligned rows had not. The particles must
+        not be in the reference. PermanentError where fewer than `LEAST_ROWS_FOR_NOISE` have a usable image.
         """
         self.reference.check_holds_none_of(table)
+        table = table.select(np.arange(0, len(table), -(-len(table) // LEARNING_ROWS) or 1))
         found = self._read(table, reader)
         if len(found.index) < LEAST_ROWS_FOR_NOISE:
             raise PermanentError(
@@ -162,17 +165,19 @@ class ReferenceMatcher:
         plain = ProjectionGallery(self.reference, settings, device=self._device)
         flat = NoiseModel((), np.ones(1), np.ones((1, 1)), np.ones(1))
         proposals = plain.propose(found.images[0], flat, np.zeros(len(found.index), np.int64))
-        self.noise = self._fitted(found.images[1], table.select(found.index), proposals)
+        rows, images = table.select(found.index), found.images[1]
+        poses, moves = proposals.mode_rotations, proposals.mode_shifts_angstrom
+        rough = self._fitted(images, rows, poses[:, 0], moves[:, 0])
+        refined = self.refiner.refine(images, rough, rough.rows_of(rows), poses, moves, weights=proposals.mode_weights)
+        self.noise = self._fitted(images, rows, refined.rotations, refined.shifts_angstrom)
         logger.info("noise model fitted", extra={"num_particles": len(found.index), "groups": len(self.noise.keys)})
         return self.noise
 
-    def _fitted(self, images: BandImages, table: ParticleTable, proposals: Proposals) -> NoiseModel:
+    def _fitted(self, images: BandImages, table: ParticleTable, rotations: Float64, shifts: Float64) -> NoiseModel:
         projector = MapProjector(
             self.reference.volume, self.reference.pixel_size_angstrom, device=images.matched.device
         )
-        slices = centred_slices(
-            projector, images.band, proposals.mode_rotations[:, 0], proposals.mode_shifts_angstrom[:, 0]
-        )
+        slices = centred_slices(projector, images.band, rotations, shifts)
         present, group = np.unique(table.optics_index, return_inverse=True)
         return fit_noise(images, slices, group, [optics_key(table.optics[k]) for k in present])
 

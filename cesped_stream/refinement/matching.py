@@ -114,8 +114,8 @@ class Refiner:
     ) -> RefinedPoses:
         """Return refined poses of images in this refiner's `band`; `rows` `(n,)` are their rows in `noise`.
 
-        `rotations` `(n, k, 3, 3)` and `shifts_angstrom` `(n, k, 2)` are proposals, best first. The first `num_modes` are
-        searched, without those whose posterior mass `weights` `(n, k)` is below `least_weight` of the first one's.
+        `rotations` `(n, k, 3, 3)` and `shifts_angstrom` `(n, k, 2)` are proposals, best first. The first `num_modes`
+        are searched, but for those whose posterior mass `weights` `(n, k)` is below `least_weight` of the first one's.
         Memory is bounded by `memory_mib`. ValueError for another band, or no images.
         """
         if images.band != self.band:
@@ -257,7 +257,7 @@ class Refiner:
     def _scores(
         self, stage: _Stage, images: BandImages, linear: Tensor, square: Tensor, candidates: Float64, shifts: Float64
     ) -> Tensor:
-        """Log-likelihoods `(n, c, shifts)` of candidates `(n, c, 3, 3)` at the stage's shifts about `shifts` `(n, 2)`."""
+        """Log-likelihoods `(n, c, s)` of candidates `(n, c, 3, 3)` at the stage's s shifts about `shifts` `(n, 2)`."""
         n, c = candidates.shape[:2]
         members, envelope = stage.members, stage.envelope
         transfer, square = images.ctf_square[:, members], square[:, members]
