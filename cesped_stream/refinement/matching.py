@@ -275,7 +275,8 @@ class Refiner:
         products = torch.cat(
             [own_real * real + own_imaginary * imaginary, own_real * imaginary - own_imaginary * real], -1
         )
-        return torch.bmm(products, stage.phases.expand(n, -1, -1)) - norm[:, :, None]
+        linear_terms = torch.bmm(products, stage.phases.expand(n, -1, -1))
+        return linear_terms.sub_(norm[:, :, None])
 
     def _shift_peaks(self, stage: _Stage, scores: Tensor) -> tuple[Float64, Float64]:
         """Return the height and shift `(., 2)` of the top of each correlation map `(., side, side)`, sub-sample."""
