@@ -302,15 +302,17 @@ class GallerySettings(Settings):
         2, ge=1, le=4, description="Order searched whole; equal to grid_order: exhaustive, nothing is left out."
     )
     keep_fraction: float = Field(
-        0.03, gt=0, le=1, description="Share of the coarse views, the best ones, whose fine views are searched."
+        0.02, gt=0, le=1, description="Share of the coarse views, the best ones, whose fine views are searched."
     )
     limit_angstrom: float = Field(
         0.0,
         ge=0,
-        description="Finest resolution compared; 0: what the coarse grid's step supports, or the reference's.",
+        description="Finest resolution compared; 0: what each grid's step supports, or the reference's.",
     )
     shift_range_angstrom: float = Field(15.0, ge=0, description="Shifts within this distance are searched.")
-    shift_step_angstrom: float = Field(0.0, ge=0, description="Distance of the shifts; 0: a quarter of the limit.")
+    shift_step_angstrom: float = Field(
+        0.0, ge=0, description="Distance of the coarse search's shifts; 0: a quarter of its limit."
+    )
     temperature: float = Field(1.0, gt=0, description="Log-likelihoods are divided by it before they become weights.")
     num_kept: int = Field(64, ge=1, description="Grid rotations kept in a particle's distribution.")
     num_modes: int = Field(3, ge=1, le=50, description="Distinct poses kept, best first.")

@@ -30,6 +30,8 @@ GRID_STEP_DEG_AT_ORDER_0: Final = 58.6
 SEPARATION_IN_GRID_STEPS: Final = 2.0
 LEAST_STD: Final = 0.05
 SHIFT_BLOCK: Final = 16
+NEAR_COARSE_STEPS: Final = 1.5
+"""How far from the coarse search's best shift the fine one looks, in coarse steps."""
 _LEAST_POWER: Final = 1e-20
 _LARGEST_CORRELATION: Final = 0.999
 
@@ -85,8 +87,9 @@ class _Batch:
 class ProjectionGallery:
     """The views of one half-set's reference, searched coarse to fine.
 
-    Images are compared up to the limit that the coarse grid supports. All of a particle's numbers are its own: batches
-    are padded to one size, and the fine search takes particles one by one on a CPU.
+    Each grid compares images up to the resolution that its step supports, at shifts a quarter of that apart: the coarse
+    one all shifts in range, the fine one those about the coarse one's best. All of a particle's numbers are its own:
+    batches are padded to one size, and the fine search takes particles one by one on a CPU.
     """
 
     def __init__(self, reference: Reference, settings: GallerySettings, *, device: torch.device | str = "cpu") -> None:
@@ -97,18 +100,28 @@ class ProjectionGallery:
         self.settings = settings
         self.device = torch.device(device)
         radius = reference.rms_radius_angstrom()
-        coarse_displacement = displacement_angstrom(settings.coarse_order, radius)
-        limit = settings.limit_angstrom or supported_angstrom(coarse_displacement, SHIFT_STEPS_PER_LIMIT)
         extent = reference.volume.shape[0] * reference.pixel_size_angstrom
-        self.band = Band(extent, min(max(limit, reference.resolution_angstrom), extent / 2))
-        self.shift_step_angstrom = settings.shift_step_angstrom or self.band.limit_angstrom / SHIFT_STEPS_PER_LIMIT
-        self.shifts_angstrom = _shift_grid(settings.shift_range_angstrom, self.shift_step_angstrom)
-        projector = MapProjector(reference.volume, reference.pixel_size_angstrom, device=self.device)
-        self._coarse, self._fine = (
-            self._views(projector, order, displacement_angstrom(order, radius))
-            for order in (settings.coarse_order, settings.grid_order)
+        coarse_displacement, displacement = (
+            displacement_angstrom(order, radius) for order in (settings.coarse_order, settings.grid_order)
         )
-        self._phases = self.band.shift_phases(torch.from_numpy(self.shifts_angstrom)).to(self.device)
+        self.coarse_band, self.band = (
+            Band(extent, min(max(limit, reference.resolution_angstrom), extent / 2))
+            for limit in (
+                settings.limit_angstrom or supported_angstrom(moved, SHIFT_STEPS_PER_LIMIT)
+                for moved in (coarse_displacement, displacement)
+            )
+        )
+        coarse_step = settings.shift_step_angstrom or self.coarse_band.limit_angstrom / SHIFT_STEPS_PER_LIMIT
+        self.shift_step_angstrom = min(coarse_step, self.band.limit_angstrom / SHIFT_STEPS_PER_LIMIT)
+        self.coarse_shifts_angstrom = _shift_grid(settings.shift_range_angstrom, coarse_step)
+        self._near_shifts = _shift_grid(NEAR_COARSE_STEPS * coarse_step, self.shift_step_angstrom)
+        projector = MapProjector(reference.volume, reference.pixel_size_angstrom, device=self.device)
+        self._coarse = self._views(projector, settings.coarse_order, self.coarse_band, coarse_displacement, coarse_step)
+        self._fine = self._views(projector, settings.grid_order, self.band, displacement, self.shift_step_angstrom)
+        self._coarse_phases, self._near_phases = (
+            band.shift_phases(torch.from_numpy(shifts)).to(self.device)
+            for band, shifts in ((self.coarse_band, self.coarse_shifts_angstrom), (self.band, self._near_shifts))
+        )
         children, is_child = finer_views_of(self._coarse.unit, self._fine.unit)
         self._children = torch.from_numpy(children).to(self.device)
         self._is_child = torch.from_numpy(is_child).to(self.device)
@@ -154,14 +167,21 @@ class ProjectionGallery:
         standing = self.propose(nothing, noise, rows).standing
         return NoiseScores(float(standing.mean()), max(float(standing.std()), LEAST_STD))
 
-    def _views(self, projector: MapProjector, order: int, displacement: float) -> Views:
-        envelope = grid_envelope(self.band, displacement, self.shift_step_angstrom)
+    def _views(
+        self, projector: MapProjector, order: int, band: Band, displacement: float, shift_step_angstrom: float
+    ) -> Views:
+        envelope = grid_envelope(band, displacement, shift_step_angstrom)
         if self.settings.score == "correlation":
             envelope = np.ones_like(envelope)
-        return views_of(projector, self.reference.symmetry, order, self.band, envelope)
+        return views_of(projector, self.reference.symmetry, order, band, envelope)
 
-    def _weighted(self, images: BandImages, noise: NoiseModel, rows: Int64, views: Views) -> _Batch:
-        """What a batch's products with these views need; the noise includes what the grid cannot resolve."""
+    def _weighted(
+        self, images: BandImages, noise: NoiseModel, rows: Int64, views: Views, phases: Tensor, centres: Tensor
+    ) -> _Batch:
+        """What a batch's products with these views need; the noise includes what the grid cannot resolve.
+
+        `phases` `(shifts, m)` move every image, after `centres` `(t, m)` moved each.
+        """
         linear, square = whitened_weights(images, noise, rows)
         if self.settings.score == "correlation":
             linear, square = torch.ones_like(linear), torch.ones_like(square)
@@ -169,17 +189,32 @@ class ProjectionGallery:
             # a^2 C^2 |S|^2 (1 - envelope^2) over the noise's variance; square is a^2 over it
             unresolved = square * images.ctf_square * (views.shell_power * (1 - views.envelope.square()))
             linear, square = linear / (1 + unresolved), square / (1 + unresolved)
-        real, imaginary = exact_product((images.matched * linear).T[:, None], self._phases.T[:, :, None])
+        centred = torch.complex(*exact_product(images.matched * linear, centres))
+        real, imaginary = exact_product(centred.T[:, None], phases.T[:, :, None])
         length = images.power.sum(1).sqrt()
         return _Batch(real, imaginary, (images.ctf_square * square).T.contiguous(), length)
 
     def _propose_batch(self, images: BandImages, noise: NoiseModel, rows: Int64) -> list[Tensor]:
         """Positions of the fine views kept, their log-weights, best scores, shifts and the standing of the best."""
-        best = self._search_coarse(self._weighted(images, noise, rows, self._coarse))
-        fine = self._weighted(images, noise, rows, self._fine)
+        blurred = images.within(self.coarse_band.limit_angstrom)
+        as_it_is = torch.ones(1, len(self.coarse_band), dtype=torch.complex64, device=self.device)
+        coarse = self._weighted(blurred, noise, rows, self._coarse, self._coarse_phases, as_it_is)
+        best = self._search_coarse(coarse)
+        centre = torch.from_numpy(self.coarse_shifts_angstrom).to(self.device)[self._best_shift(coarse, best)]
+        fine = self._weighted(images, noise, rows, self._fine, self._near_phases, self.band.shift_phases(centre))
         step = 1 if self.device.type == "cpu" else self.settings.batch_size
         parts = [self._search_fine(fine, best[i : i + step], i) for i in range(0, len(images), step)]
-        return [torch.cat(part) for part in zip(*parts, strict=True)]
+        positions, weights, near, peak, standing = (torch.cat(part) for part in zip(*parts, strict=True))
+        moves = centre[:, None] + torch.from_numpy(self._near_shifts).to(self.device)[near]
+        return [positions, weights, moves, peak, standing]
+
+    def _best_shift(self, batch: _Batch, scores: Tensor) -> Tensor:
+        """Place of the shift `(t,)` at which each image fits its best coarse view best."""
+        views, best = self._coarse, scores.argmax(1).cpu().numpy()
+        pair = torch.from_numpy(views.pair[best]).to(self.device)
+        sign = torch.from_numpy(np.where(views.conjugate[best], np.float32(-1), np.float32(1))).to(self.device)
+        linear = (views.real[pair].T[:, None] * batch.real).sum(0)
+        return (linear + sign * (views.imaginary[pair].T[:, None] * batch.imaginary).sum(0)).argmax(0)
 
     def _search_coarse(self, batch: _Batch) -> Tensor:
         """Best score over shifts, `(t, coarse views)`."""
@@ -204,10 +239,10 @@ class ProjectionGallery:
             return linear - norm
         return linear / (norm.clamp(min=_LEAST_POWER).sqrt() * length.clamp(min=_LEAST_POWER))
 
-    def _log_weight(self, score: Tensor) -> Tensor:
+    def _log_weight(self, score: Tensor, band: Band) -> Tensor:
         """Log-likelihoods of scores: of a correlation that of white noise of unknown variance and scale."""
         if self.settings.score == "correlation":
-            score = -len(self.band) * torch.log1p(-score.clamp(0, _LARGEST_CORRELATION).square())
+            score = -len(band) * torch.log1p(-score.clamp(0, _LARGEST_CORRELATION).square())
         return score / self.settings.temperature
 
     def _search_fine(self, batch: _Batch, coarse: Tensor, first: int) -> list[Tensor]:
@@ -241,7 +276,7 @@ class ProjectionGallery:
         Those that were not searched have the share that the coarse views give them.
         """
         uniform = np.log(scores.shape[1])
-        log_weights = (self._log_weight(scores).logsumexp(1) - uniform).masked_fill(~is_one, -torch.inf)
+        log_weights = (self._log_weight(scores, self.band).logsumexp(1) - uniform).masked_fill(~is_one, -torch.inf)
         total = log_weights.logsumexp(1) - self._log_share_followed(coarse, chosen)
         count = min(self.settings.num_kept, log_weights.shape[1])
         values, places = log_weights.topk(count, dim=1)
@@ -258,18 +293,18 @@ class ProjectionGallery:
 
     def _log_share_followed(self, coarse: Tensor, chosen: Tensor) -> Tensor:
         """Log of the posterior mass, by the coarse scores, at the coarse views that were followed, `(t,)`."""
-        mass = self._log_weight(coarse) + self._log_children
+        mass = self._log_weight(coarse, self.coarse_band) + self._log_children
         return mass.gather(1, chosen).logsumexp(1) - mass.logsumexp(1)
 
     def _proposals(self, found: list[Tensor], of_noise: NoiseScores | None) -> Proposals:
-        positions, log_weights, shifts, peak, standing = found
+        positions, log_weights, moved, peak, standing = found
         order, settings = self.settings.grid_order, self.settings
         indices = self._fine.unit.points[positions.numpy()]
         distribution = SparseDistribution(order, True, indices, log_weights.numpy())
         separation = SEPARATION_IN_GRID_STEPS * GRID_STEP_DEG_AT_ORDER_0 / 2**order
         group = group_rotations(self.reference.symmetry)
         modes, weights = top_poses_sparse(distribution, group, settings.num_modes, separation)
-        moves = self.shifts_angstrom[shifts.numpy()]
+        moves = moved.numpy()
         chosen = nearest_index(modes.reshape(-1, 3, 3), order).reshape(len(modes), -1)
         column = (indices[:, None] == chosen[:, :, None]).argmax(2)
         height = standing.double().numpy()

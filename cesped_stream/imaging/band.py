@@ -105,6 +105,24 @@ class BandImages:
         """Return the images at `index`, a tensor of row numbers or a slice."""
         return self._each(lambda part: part[index])
 
+    def within(self, limit_angstrom: float) -> "BandImages":
+        """Return the images in the coarser band up to `limit_angstrom`; ValueError where that is finer."""
+        if limit_angstrom < self.band.limit_angstrom:
+            raise ValueError(f"limit {limit_angstrom:g} A of images up to {self.band.limit_angstrom:g} A")
+        coarser = replace(self.band, limit_angstrom=limit_angstrom)
+        reach = (coarser.extent_angstrom / limit_angstrom + 1e-6) ** 2
+        members = np.flatnonzero((self.band.indices**2).sum(1) <= reach)
+        assert len(members) == len(coarser), "both bands are in one order"
+        kept = torch.from_numpy(members).to(self.matched.device)
+        return BandImages(
+            coarser,
+            self.matched[:, kept],
+            self.ctf_square[:, kept],
+            self.power[:, kept],
+            self.premultiplied,
+            self.information,
+        )
+
     def to(self, device: torch.device | str) -> "BandImages":
         """Return the images on another device."""
         return self._each(lambda part: part.to(device))

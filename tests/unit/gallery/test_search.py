@@ -47,8 +47,11 @@ def test_the_score_is_the_log_likelihood_of_the_residual() -> None:
     views = gallery._fine
     sign = torch.from_numpy(np.where(views.conjugate, -1.0, 1.0)).float()
     slices = torch.complex(views.real[views.pair], views.imaginary[views.pair] * sign[:, None])
-    phases = gallery.band.shift_phases(torch.from_numpy(gallery.shifts_angstrom))
     for k in range(3):
+        # of one grid at both levels the shifts that count are the best one and its eight neighbours
+        assert gallery.shift_step_angstrom == 5.0
+        near = found.shifts_angstrom[k, 0] + np.array([[x, y] for x in (-5, 0, 5) for y in (-5, 0, 5)])
+        phases = gallery.band.shift_phases(torch.from_numpy(near))
         unresolved = 0.81 * images.ctf_square[k] * views.shell_power * (1 - views.envelope**2)
         linear = (slices.conj()[:, None] * images.matched[k] * phases).real
         norm = (images.ctf_square[k] * slices.abs().square())[:, None]
@@ -60,17 +63,24 @@ def test_the_score_is_the_log_likelihood_of_the_residual() -> None:
         assert found.distribution.log_weights[k, 0] == pytest.approx(weight, abs=1e-3)
 
 
-@pytest.mark.parametrize("symmetry", ["C1", "D2"])
-def test_coarse_to_fine_gives_what_the_whole_fine_grid_gives(symmetry: str) -> None:
-    update = {"grid_order": 2, "coarse_order": 1, "keep_fraction": 0.15}
-    short = proposed(ProjectionGallery(reference(symmetry), SETTINGS.model_copy(update=update)), symmetry, snr=0.5)
-    update = {"grid_order": 2, "coarse_order": 2, "keep_fraction": 0.15}
-    whole = proposed(ProjectionGallery(reference(symmetry), SETTINGS.model_copy(update=update)), symmetry, snr=0.5)
+@pytest.mark.parametrize(("symmetry", "order", "count"), [("C1", 2, 60), ("D2", 3, 40)])
+def test_coarse_to_fine_gives_what_the_whole_fine_grid_gives(symmetry: str, order: int, count: int) -> None:
+    template = reference(symmetry, snr=0.5)
+    settings = GallerySettings(grid_order=order, limit_angstrom=16.0, keep_fraction=0.05, num_modes=1)
+    short, whole = (
+        proposed(
+            ProjectionGallery(template, settings.model_copy(update={"coarse_order": coarse})), symmetry, 0.5, count
+        )
+        for coarse in (order - 1, order)
+    )
     same = short.distribution.indices[:, 0] == whole.distribution.indices[:, 0]
-    assert same.mean() >= 0.95
-    np.testing.assert_allclose(short.log_likelihood[same], whole.log_likelihood[same], rtol=1e-4)
+    assert same.mean() >= 0.9
+    equal = np.isclose(short.log_likelihood[same], whole.log_likelihood[same], rtol=1e-3)
+    assert equal.mean() >= 0.95
     mass = np.abs(np.exp(short.distribution.log_weights[same, 0]) - np.exp(whole.distribution.log_weights[same, 0]))
     assert np.median(mass) < 0.02
+    short_error, whole_error = (np.median(errors_deg(found, symmetry)) for found in (short, whole))
+    assert short_error < whole_error + 0.5
 
 
 @pytest.fixture
@@ -197,10 +207,12 @@ def test_the_limit_is_what_the_coarse_grid_supports_but_never_beyond_the_referen
     automatic = GallerySettings(coarse_order=2)
     coarse = ProjectionGallery(reference("D2", resolution=11.0), automatic.model_copy(update={"coarse_order": 1}))
     fine = ProjectionGallery(reference("D2", resolution=11.0), automatic)
-    assert coarse.band.limit_angstrom == pytest.approx(2 * fine.band.limit_angstrom, rel=0.01)
+    assert coarse.coarse_band.limit_angstrom == pytest.approx(2 * fine.coarse_band.limit_angstrom, rel=0.01)
+    assert fine.band.limit_angstrom == 11.0 < fine.coarse_band.limit_angstrom
+    assert fine.shift_step_angstrom == 11.0 / 4
     blurred = ProjectionGallery(reference("D2", resolution=30.0), automatic)
-    assert blurred.band.limit_angstrom == 30.0
-    assert np.hypot(*coarse.shifts_angstrom.T).max() <= 15.0 + 1e-6
+    assert blurred.band.limit_angstrom == blurred.coarse_band.limit_angstrom == 30.0
+    assert np.hypot(*coarse.coarse_shifts_angstrom.T).max() <= 15.0 + 1e-6
 
 
 def test_what_does_not_fit_is_refused() -> None:
