@@ -31,7 +31,12 @@ SEPARATION_IN_GRID_STEPS: Final = 2.0
 LEAST_STD: Final = 0.05
 SHIFT_BLOCK: Final = 16
 NEAR_COARSE_STEPS: Final = 1.5
-"""How far from the coarse search's best shift the fine one looks, in coarse steps."""
+"""How far from the coarse search's likely shifts the fine one looks, in coarse steps."""
+SHIFT_CENTRES: Final = 2
+SHIFT_CENTRES_APART: Final = 2.0
+"""How many such shifts there are, and how far apart they are at least, in coarse steps."""
+LEAST_MASS_OF_A_SHIFT: Final = 1e-3
+"""A shift of less posterior mass than this share of the likeliest one's is not searched."""
 _LEAST_POWER: Final = 1e-20
 _LARGEST_CORRELATION: Final = 0.999
 
@@ -88,7 +93,7 @@ class ProjectionGallery:
     """The views of one half-set's reference, searched coarse to fine.
 
     Each grid compares images up to the resolution that its step supports, at shifts a quarter of that apart: the coarse
-    one all shifts in range, the fine one those about the coarse one's best. All of a particle's numbers are its own:
+    one all shifts in range, the fine one those about the coarse one's likeliest. All of a particle's numbers are its own:
     batches are padded to one size, and the fine search takes particles one by one on a CPU.
     """
 
@@ -111,12 +116,14 @@ class ProjectionGallery:
                 for moved in (coarse_displacement, displacement)
             )
         )
-        coarse_step = settings.shift_step_angstrom or self.coarse_band.limit_angstrom / SHIFT_STEPS_PER_LIMIT
-        self.shift_step_angstrom = min(coarse_step, self.band.limit_angstrom / SHIFT_STEPS_PER_LIMIT)
-        self.coarse_shifts_angstrom = _shift_grid(settings.shift_range_angstrom, coarse_step)
-        self._near_shifts = _shift_grid(NEAR_COARSE_STEPS * coarse_step, self.shift_step_angstrom)
+        self._coarse_step = settings.shift_step_angstrom or self.coarse_band.limit_angstrom / SHIFT_STEPS_PER_LIMIT
+        self.shift_step_angstrom = min(self._coarse_step, self.band.limit_angstrom / SHIFT_STEPS_PER_LIMIT)
+        self.coarse_shifts_angstrom = _shift_grid(settings.shift_range_angstrom, self._coarse_step)
+        self._near_shifts = _shift_grid(NEAR_COARSE_STEPS * self._coarse_step, self.shift_step_angstrom)
         projector = MapProjector(reference.volume, reference.pixel_size_angstrom, device=self.device)
-        self._coarse = self._views(projector, settings.coarse_order, self.coarse_band, coarse_displacement, coarse_step)
+        self._coarse = self._views(
+            projector, settings.coarse_order, self.coarse_band, coarse_displacement, self._coarse_step
+        )
         self._fine = self._views(projector, settings.grid_order, self.band, displacement, self.shift_step_angstrom)
         self._coarse_phases, self._near_phases = (
             band.shift_phases(torch.from_numpy(shifts)).to(self.device)
@@ -200,21 +207,50 @@ class ProjectionGallery:
         as_it_is = torch.ones(1, len(self.coarse_band), dtype=torch.complex64, device=self.device)
         coarse = self._weighted(blurred, noise, rows, self._coarse, self._coarse_phases, as_it_is)
         best = self._search_coarse(coarse)
-        centre = torch.from_numpy(self.coarse_shifts_angstrom).to(self.device)[self._best_shift(coarse, best)]
-        fine = self._weighted(images, noise, rows, self._fine, self._near_phases, self.band.shift_phases(centre))
+        places, likely = self._likely_shifts(coarse, best)
+        centres = torch.from_numpy(self.coarse_shifts_angstrom).to(self.device)[places]
+        parts = [
+            self._weighted(images, noise, rows, self._fine, self._near_phases, self.band.shift_phases(centre))
+            for centre in centres
+        ]
+        fine = _Batch(
+            torch.cat([part.real for part in parts], 1),
+            torch.cat([part.imaginary for part in parts], 1),
+            parts[0].norm,
+            parts[0].length,
+        )
+        moves = centres.transpose(0, 1)[:, :, None] + torch.from_numpy(self._near_shifts).to(self.device)
         step = 1 if self.device.type == "cpu" else self.settings.batch_size
-        parts = [self._search_fine(fine, best[i : i + step], i) for i in range(0, len(images), step)]
-        positions, weights, near, peak, standing = (torch.cat(part) for part in zip(*parts, strict=True))
-        moves = centre[:, None] + torch.from_numpy(self._near_shifts).to(self.device)[near]
-        return [positions, weights, moves, peak, standing]
+        found = [
+            self._search_fine(fine, best[i : i + step], likely[:, i : i + step], i) for i in range(0, len(images), step)
+        ]
+        positions, weights, place, peak, standing = (torch.cat(part) for part in zip(*found, strict=True))
+        chosen = moves.flatten(1, 2).gather(1, place[:, :, None].expand(-1, -1, 2))
+        return [positions, weights, chosen, peak, standing]
 
-    def _best_shift(self, batch: _Batch, scores: Tensor) -> Tensor:
-        """Place of the shift `(t,)` at which each image fits its best coarse view best."""
-        views, best = self._coarse, scores.argmax(1).cpu().numpy()
-        pair = torch.from_numpy(views.pair[best]).to(self.device)
-        sign = torch.from_numpy(np.where(views.conjugate[best], np.float32(-1), np.float32(1))).to(self.device)
-        linear = (views.real[pair].T[:, None] * batch.real).sum(0)
-        return (linear + sign * (views.imaginary[pair].T[:, None] * batch.imaginary).sum(0)).argmax(0)
+    def _likely_shifts(self, batch: _Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Places `(SHIFT_CENTRES, t)` of the shifts with most posterior mass of the best coarse views, apart.
+
+        With them which of them have enough to be searched, likewise; the first always.
+        """
+        views = self._coarse
+        chosen = scores.topk(self._kept_views, dim=1).indices.cpu().numpy()
+        pair = torch.from_numpy(views.pair[chosen]).to(self.device)
+        sign = torch.from_numpy(np.where(views.conjugate[chosen], np.float32(-1), np.float32(1))).to(self.device)
+        linear = torch.bmm(_rows(views.real, pair), batch.real.permute(2, 0, 1))
+        linear += torch.bmm(_rows(views.imaginary, pair), batch.imaginary.permute(2, 0, 1)) * sign[:, :, None]
+        norm = torch.bmm(_rows(views.power, pair), batch.norm.T[:, :, None])
+        score = self._score(linear, norm, batch.length[:, None, None])
+        mass = self._log_weight(score, self.coarse_band).logsumexp(1)
+        grid = torch.from_numpy(self.coarse_shifts_angstrom).to(self.device)
+        near = torch.cdist(grid, grid) <= SHIFT_CENTRES_APART * self._coarse_step + 1e-6
+        most, places, likely = mass.amax(1), [], []
+        for _ in range(SHIFT_CENTRES):
+            height, place = mass.max(1)
+            places.append(place)
+            likely.append(height >= most + np.log(LEAST_MASS_OF_A_SHIFT))
+            mass = mass.masked_fill(near[place], -torch.inf)
+        return torch.stack(places), torch.stack(likely)
 
     def _search_coarse(self, batch: _Batch) -> Tensor:
         """Best score over shifts, `(t, coarse views)`."""
@@ -242,12 +278,14 @@ class ProjectionGallery:
     def _log_weight(self, score: Tensor, band: Band) -> Tensor:
         """Log-likelihoods of scores: of a correlation that of white noise of unknown variance and scale."""
         if self.settings.score == "correlation":
-            score = -len(band) * torch.log1p(-score.clamp(0, _LARGEST_CORRELATION).square())
+            gain = -len(band) * torch.log1p(-score.clamp(0, _LARGEST_CORRELATION).square())
+            score = torch.where(score.isneginf(), score, gain)
         return score / self.settings.temperature
 
-    def _search_fine(self, batch: _Batch, coarse: Tensor, first: int) -> list[Tensor]:
+    def _search_fine(self, batch: _Batch, coarse: Tensor, likely: Tensor, first: int) -> list[Tensor]:
         """Search the fine views of the best coarse ones, for the particles `first` and on of a batch."""
-        views, count, num_shifts = self._fine, len(coarse), batch.real.shape[1]
+        views, count, near = self._fine, len(coarse), len(self._near_shifts)
+        num_shifts = near * int(likely.sum(0).max())
         chosen = coarse.topk(self._kept_views, dim=1).indices
         candidates, is_one = self._children[chosen].flatten(1), self._is_child[chosen].flatten(1)
         order = is_one.to(torch.int8).argsort(dim=1, descending=True, stable=True)
@@ -259,13 +297,15 @@ class ProjectionGallery:
         part = slice(first, first + count)
         # (t, shifts, m) x (t, m, f): MKL is fastest with whole blocks of rows, hence the empty shifts at the end
         real, imaginary = (
-            torch.nn.functional.pad(moved[:, :, part].permute(2, 1, 0), (0, 0, 0, -num_shifts % SHIFT_BLOCK))
+            torch.nn.functional.pad(moved[:, :num_shifts, part].permute(2, 1, 0), (0, 0, 0, -num_shifts % SHIFT_BLOCK))
             for moved in (batch.real, batch.imaginary)
         )
         linear = torch.bmm(real, _rows(views.real, pair).mT)
         linear += torch.bmm(imaginary, _rows(views.imaginary, pair).mT) * sign[:, None]
         norm = torch.bmm(batch.norm[:, part].T[:, None], _rows(views.power, pair).mT)
         scores = self._score(linear[:, :num_shifts], norm, batch.length[part, None, None])
+        searched = likely.T.repeat_interleave(near, dim=1)[:, :num_shifts]
+        scores = scores.masked_fill(~searched[:, :, None], -torch.inf)
         return self._kept(scores, norm[:, 0], candidates, is_one, coarse, chosen)
 
     def _kept(
