@@ -93,8 +93,8 @@ class ProjectionGallery:
     """The views of one half-set's reference, searched coarse to fine.
 
     Each grid compares images up to the resolution that its step supports, at shifts a quarter of that apart: the coarse
-    one all shifts in range, the fine one those about the coarse one's likeliest. All of a particle's numbers are its own:
-    batches are padded to one size, and the fine search takes particles one by one on a CPU.
+    one all shifts in range, the fine one those about the coarse one's likeliest. All of a particle's numbers are its
+    own: batches are padded to one size, and the fine search takes particles one by one on a CPU.
     """
 
     def __init__(self, reference: Reference, settings: GallerySettings, *, device: torch.device | str = "cpu") -> None:

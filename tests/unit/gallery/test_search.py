@@ -38,6 +38,14 @@ def test_poses_and_shifts_are_found_to_the_grids_step() -> None:
     assert np.median(off) < gallery.shift_step_angstrom / 2
 
 
+def test_images_of_another_box_and_pixel_size_are_found_as_well() -> None:
+    gallery = ProjectionGallery(reference("D2"), SETTINGS)
+    truth = particles(30, symmetry="D2", box=48)
+    found = gallery.propose(truth.in_band(gallery.band), flat_noise(), rows(30))
+    error = angular_error_deg(truth.rotations, found.mode_rotations[:, 0], group_rotations("D2"))
+    assert np.median(error) < 10 and (error < 20).mean() > 0.9
+
+
 def test_the_score_is_the_log_likelihood_of_the_residual() -> None:
     settings = GallerySettings(grid_order=1, coarse_order=1, limit_angstrom=20.0, num_kept=1)
     gallery = ProjectionGallery(reference("D2"), settings)

@@ -7,7 +7,15 @@ import pytest
 import torch
 from support.imaging import blobs, ctf_parameters, random_rotations
 
-from cesped_stream.imaging.band import Band, BandImages, band_ctf, band_images, band_slices, centred_slices
+from cesped_stream.imaging.band import (
+    Band,
+    BandImages,
+    band_ctf,
+    band_images,
+    band_slices,
+    centred_slices,
+    exact_product,
+)
 from cesped_stream.imaging.ctf import ctf
 from cesped_stream.imaging.maps import crop_map
 from cesped_stream.imaging.preprocess import background_normalised
@@ -139,6 +147,22 @@ def test_padding_joining_and_picking_keep_the_images() -> None:
     assert torch.equal(again.matched, images.matched)
     with pytest.raises(ValueError, match="one band"):
         BandImages.joined([])
+
+
+def test_images_within_a_coarser_limit_are_the_images_in_that_band() -> None:
+    images, parameters = torch.randn(3, BOX, BOX), ctf_parameters(3, pixel_size=PIXEL_SIZE)
+    found = band_images(images, parameters, BAND).within(20.0)
+    expected = band_images(images, parameters, Band(BOX * PIXEL_SIZE, 20.0))
+    assert found.band == expected.band
+    torch.testing.assert_close(found.matched, expected.matched, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.ctf_square, expected.ctf_square, atol=1e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match="limit 5 A"):
+        found.within(5.0)
+
+
+def test_exact_products_are_products() -> None:
+    a, b = (torch.view_as_complex(torch.randn(40, 2)) for _ in range(2))
+    torch.testing.assert_close(torch.complex(*exact_product(a, b)), a * b)
 
 
 def test_a_limit_coarser_than_the_extent_is_refused() -> None:
