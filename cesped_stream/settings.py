@@ -525,3 +525,85 @@ IMAGE_SWITCHES = frozenset(
 )
 """What each, at its default, turns a kind of realism in the images or the choice of particles off."""
 _REALISM_SWITCHES = IMAGE_SWITCHES | SIMULATE_ONLY | LABEL_SETTINGS
+
+
+class ReferenceSettings(Settings):
+    """How a half-set's reference is made from its aligned rows, or from a given map."""
+
+    finest_angstrom: float = Field(
+        6.0, gt=0, description="Finest resolution kept in a reference; larger images are made smaller accordingly."
+    )
+    mask_lowpass_angstrom: float = Field(
+        15.0, ge=0, description="Low-pass of the map from whose density the soft mask is made."
+    )
+    map_lowpass_angstrom: float = Field(
+        20.0, gt=0, description="Low-pass of a given map: both half-sets share it, so it must not carry detail."
+    )
+    background_radius_angstrom: float = Field(
+        0.0, ge=0, description="Pixels farther than this from the centre are background; 0: the inscribed circle."
+    )
+    noise_rows: int = Field(1000, ge=20, description="Aligned rows, at most, on whose residuals the noise is fitted.")
+
+
+class GallerySettings(Settings):
+    """How particles are compared with all views of a reference."""
+
+    score: Literal["likelihood", "correlation"] = Field(
+        "likelihood",
+        description="likelihood: of the whitened residual, one scale an optics group; correlation: plain normalised "
+        "cross-correlation, its posterior that of white noise of unknown scale.",
+    )
+    grid_order: int = Field(3, ge=1, le=4, description="HEALPix order of the SO(3) grid of the result.")
+    coarse_order: int = Field(
+        2, ge=1, le=4, description="Order searched whole; equal to grid_order: exhaustive, nothing is left out."
+    )
+    keep_fraction: float = Field(
+        0.02, gt=0, le=1, description="Share of the coarse views, the best ones, whose fine views are searched."
+    )
+    limit_angstrom: float = Field(
+        0.0,
+        ge=0,
+        description="Finest resolution compared; 0: what each grid's step supports, or the reference's.",
+    )
+    shift_range_angstrom: float = Field(15.0, ge=0, description="Shifts within this distance are searched.")
+    shift_step_angstrom: float = Field(
+        0.0, ge=0, description="Distance of the coarse search's shifts; 0: a quarter of its limit."
+    )
+    temperature: float = Field(1.0, gt=0, description="Log-likelihoods are divided by it before they become weights.")
+    num_kept: int = Field(64, ge=1, description="Grid rotations kept in a particle's distribution.")
+    num_modes: int = Field(3, ge=1, le=50, description="Distinct poses kept, best first.")
+    batch_size: int = Field(32, ge=1, description="Particles in one matrix product; the last batch is padded to it.")
+    memory_mib: int = Field(64, ge=1, description="Scores held at a time; views come in tiles accordingly.")
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32", description="Of the coarse search's products; tf32 only means something on a GPU."
+    )
+
+
+class RefinementSettings(Settings):
+    """How proposed poses are refined against the reference."""
+
+    radius_deg: float = Field(
+        0.0, ge=0, le=60, description="Angle searched around a proposal; 0: one step of the grid that it comes from."
+    )
+    stages: int = Field(
+        2,
+        ge=1,
+        le=6,
+        description="Searches at least, each with half the step of the one before; more follow until the step supports "
+        "the limit.",
+    )
+    num_modes: int = Field(3, ge=1, le=50, description="Proposals of a particle that are searched, best first.")
+    least_weight: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Proposals of less posterior mass than this share of the first one's are left out.",
+    )
+    limit_angstrom: float = Field(0.0, ge=0, description="Finest resolution compared; 0: the reference's.")
+    shift_range_angstrom: float = Field(
+        0.0,
+        ge=0,
+        description="Shifts searched about the proposal's in x and y; 0: one and a half steps of the gallery's.",
+    )
+    batch_size: int = Field(16, ge=1, description="Proposals searched at a time.")
+    memory_mib: int = Field(256, ge=1, description="Candidates' projections held at a time.")
