@@ -41,8 +41,8 @@ class ReportSettings(Settings):
     points: int = Field(9, ge=1, le=100, description="Moments of the stream at which maps and errors are measured.")
     beside: tuple[Path, ...] = Field(
         (),
-        description="Output folders of other replays or scores (with metrics.json) that the page shows beside this one: "
-        "the same entry without realism, or another tool.",
+        description="Output folders of other replays or scores (with metrics.json) that the page shows beside this "
+        "one: the same entry without realism, or another tool.",
     )
 
 
