@@ -26,7 +26,7 @@ from cesped_stream.benchmark.report import (
     summary_table,
     write_summary,
 )
-from cesped_stream.benchmark.stream_realism import for_replay
+from cesped_stream.benchmark.stream_realism import for_replay, in_session_order
 from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream
 from cesped_stream.benchmark.stream_times import StreamTimes, stream_times
 from cesped_stream.errors import InvalidSettingsError
@@ -92,6 +92,7 @@ def stream_and_report(
     start: float,
 ) -> None:
     """Stream an entry into a session on this machine, and write and print what came of it."""
+    settings = settings.model_copy(update={"replay": in_session_order(settings.replay, entry.folder)})
     beside = tuple(read_run(folder) for folder in settings.reporting.beside)  # what is wrong there is said first
     session = session_settings(settings, symmetry_of(entry, settings))
     plan = plan_replay(entry, settings.replay, realism, symmetry=session.training.symmetry)
@@ -119,6 +120,7 @@ def report_file(settings: StreamCommand) -> Path:
 
 
 def _land_only(entry: Entry, settings: ReplayCommand, realism: RealismSettings, bars: Progress) -> None:
+    settings = settings.model_copy(update={"replay": in_session_order(settings.replay, entry.folder)})
     symmetry = symmetry_of(entry, settings)
     plan = plan_replay(entry, settings.replay, realism, symmetry=symmetry)
     truth = settings.output / "truth"
