@@ -409,8 +409,6 @@ REALISM_PRESETS: dict[str, dict[str, Any]] = {
         "preferred_fraction": 0.8,
         "off_centre_fraction": 0.25,
         "bad_label_fraction": 0.1,
-        "min_label_jitter_deg": 3.0,
-        "max_label_jitter_deg": 5.0,
         "label_symmetry_mates": True,
     },
 }
@@ -503,6 +501,11 @@ class RealismSettings(Settings):
     def without(self, names: frozenset[str]) -> Self:
         """Return these settings with the named ones off, as in the preset `clean`."""
         return self.model_copy(update={name: type(self).model_fields[name].default for name in names})
+
+    @property
+    def drifts(self) -> bool:
+        """Whether later particles differ from earlier ones: in SNR, defocus or optics group."""
+        return self.snr_end_over_start != 1 or self.defocus_drift_angstrom != 0 or self.new_optics_at != 0
 
     @property
     def is_clean(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cesped_stream.benchmark.beside import Run, read_run
 from cesped_stream.benchmark.compare import Comparison, compare
 from cesped_stream.benchmark.entries import Entry, find_entry
 from cesped_stream.benchmark.figure import save_figure
@@ -25,7 +26,7 @@ from cesped_stream.benchmark.report import (
     summary_table,
     write_summary,
 )
-from cesped_stream.benchmark.stream_realism import for_replay
+from cesped_stream.benchmark.stream_realism import for_replay, in_session_order
 from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream
 from cesped_stream.benchmark.stream_times import StreamTimes, stream_times
 from cesped_stream.errors import InvalidSettingsError
@@ -91,6 +92,8 @@ def stream_and_report(
     start: float,
 ) -> None:
     """Stream an entry into a session on this machine, and write and print what came of it."""
+    settings = settings.model_copy(update={"replay": in_session_order(settings.replay, entry.folder)})
+    beside = tuple(read_run(folder) for folder in settings.reporting.beside)  # what is wrong there is said first
     session = session_settings(settings, symmetry_of(entry, settings))
     plan = plan_replay(entry, settings.replay, realism, symmetry=session.training.symmetry)
     truth = settings.output / "truth"
@@ -104,7 +107,7 @@ def stream_and_report(
         )  # fmt: skip
     bars.stop()
     with stages.stage("report"):
-        summary = _Outcome(entry, settings, session, record, statement).write(stages, start, console)
+        summary = _Outcome(entry, settings, session, record, statement, beside).write(stages, start, console)
     console.print(summary_table(summary))
     files = [settings.output / "figure.png", settings.output / "poses.star"]
     files += [report_file(settings)] if settings.reporting.write else []
@@ -117,6 +120,7 @@ def report_file(settings: StreamCommand) -> Path:
 
 
 def _land_only(entry: Entry, settings: ReplayCommand, realism: RealismSettings, bars: Progress) -> None:
+    settings = settings.model_copy(update={"replay": in_session_order(settings.replay, entry.folder)})
     symmetry = symmetry_of(entry, settings)
     plan = plan_replay(entry, settings.replay, realism, symmetry=symmetry)
     truth = settings.output / "truth"
@@ -173,6 +177,7 @@ class _Outcome:
     session: SessionSettings
     record: StreamRecord
     statement: StreamStatement
+    beside: tuple[Run, ...]
 
     def write(self, stages: Stages, start: float, console: Console) -> dict[str, Any]:
         """Write all of it; return the summary."""
@@ -264,6 +269,7 @@ class _Outcome:
             timeline=self.record.timeline,
             model_seconds=_model_seconds(self.record),
             gallery=output / "figure.png",
+            beside=self.beside,
         )
 
 

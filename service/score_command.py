@@ -30,6 +30,15 @@ def add_score(commands: Any) -> None:
     )
     parser.add_argument("--name", dest="_name", default="", help="what the page calls the tool")
     parser.add_argument("--symmetry", dest="_symmetry", default="", help="point group (default: the replay's)")
+    parser.add_argument(
+        "--beside",
+        dest="_beside",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="output of a replay or another score that the page shows too; repeatable",
+    )
     parser.add_argument("--no-maps", dest="_maps", action="store_false", help="poses only")
     parser.add_argument("--points", dest="_points", type=int, default=9, help="moments of the stream to measure at")
     parser.add_argument(
@@ -59,6 +68,7 @@ def score_command(arguments: argparse.Namespace) -> int:
         maps=arguments._maps,
         points=arguments._points,
         console=console,
+        beside=arguments._beside,
     )
     counts = measures.counts
     console.print(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cesped_stream.benchmark.beside import read_run
 from cesped_stream.benchmark.compare import PREDICTED, STATUS_LABEL, Counts, compare
 from cesped_stream.benchmark.predictions import PredictionType, read_predictions
 from cesped_stream.benchmark.replay import TRUTH_NAME
@@ -28,8 +29,13 @@ def score(
     maps: bool,
     points: int,
     console: Console,
+    beside: Sequence[Path] = (),
 ) -> StreamMeasures:
-    """Score `stars` against the replay whose output folder is `replayed`; write metrics.json and report.html."""
+    """Score `stars` against the replay whose output folder is `replayed`; write metrics.json and report.html.
+
+    `beside` are outputs of other replays and scores, which the page shows too.
+    """
+    runs = [read_run(folder) for folder in beside]
     truth_folder = replayed / "truth"
     statement = StreamStatement.read(truth_folder)
     truth = read_star(truth_folder / TRUTH_NAME)
@@ -49,7 +55,7 @@ def score(
             on_progress=StageBars(bars),
         )
     title = f"{name or stars[0].name} on the stream of {statement.entry}"
-    write_outcome(measures, output / REPORT_NAME, title, metrics_folder=output, truth=truth)
+    write_outcome(measures, output / REPORT_NAME, title, metrics_folder=output, truth=truth, beside=runs)
     return measures
 
 

@@ -1,13 +1,14 @@
 """What came of a stream, written down: poses.star, summary.json, figure.png, metrics.json, report.html."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
+from cesped_stream.benchmark.beside import Run
 from cesped_stream.benchmark.entries import Entry
 from cesped_stream.benchmark.evaluation_files import BLOCK, METRICS_FILE, metrics_bytes
 from cesped_stream.benchmark.figure import Timeline
@@ -114,16 +115,18 @@ def write_outcome(
     timeline: Timeline | None = None,
     model_seconds: float | None = None,
     gallery: Path | None = None,
+    beside: Sequence[Run] = (),
 ) -> list[Path]:
-    """Write metrics.json and the page; `times` are of the rows of `truth`."""
+    """Write metrics.json and the page; `times` are of the rows of `truth`, `beside` other runs that it shows."""
     metrics_folder.mkdir(parents=True, exist_ok=True)
     page.parent.mkdir(parents=True, exist_ok=True)
     metrics = metrics_folder / METRICS_FILE
     context = {"stream": measures.to_json()}
     if measures.evaluation is None:
-        write_whole(metrics, json.dumps({BLOCK: context}, indent=1).encode() + b"\n")
+        content = json.dumps({BLOCK: context}, indent=1).encode() + b"\n"
     else:
-        write_whole(metrics, metrics_bytes(measures.evaluation, context))
+        content = metrics_bytes(measures.evaluation, context)
+    write_whole(metrics, content)
     latencies: list[float] = []
     if times is not None and truth is not None:
         latencies = times.latencies_seconds()[streamed(truth)].tolist()
@@ -134,6 +137,7 @@ def write_outcome(
         latencies_seconds=latencies,
         model_seconds=model_seconds,
         gallery=gallery.read_bytes() if gallery is not None and gallery.is_file() else None,
+        beside=(Run("this run", json.loads(content)), *beside) if beside else (),
     )
     write_whole(page, text.encode())
     return [metrics, page]

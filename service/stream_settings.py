@@ -39,6 +39,11 @@ class ReportSettings(Settings):
     file: Path | None = Field(None, description="The page; default: report.html in the output folder.")
     maps: bool = Field(True, description="Reconstruct maps and compare them; without, poses are compared only.")
     points: int = Field(9, ge=1, le=100, description="Moments of the stream at which maps and errors are measured.")
+    beside: tuple[Path, ...] = Field(
+        (),
+        description="Output folders of other replays or scores (with metrics.json) that the page shows beside this "
+        "one: the same entry without realism, or another tool.",
+    )
 
 
 class StreamCommand(BaseSettings):

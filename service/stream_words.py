@@ -24,6 +24,8 @@ class Word:
     metavar: str | None = None
     choices: tuple[str, ...] | None = None
     read: Callable[[str], Any] = str
+    repeats: bool = False
+    """May be given several times; the setting is the list."""
     constant: Any = None
     """Given: the option takes no value and says this."""
 
@@ -54,6 +56,13 @@ PROTOCOL = Word(
 REPORT = Word(
     "--report", "reporting.file", "the page's file (default: report.html in the output)", "FILE.html", read=report_file
 )
+BESIDE = Word(
+    "--beside",
+    "reporting.beside",
+    "output of another replay or score that the page shows beside this one; repeatable",
+    "FOLDER",
+    repeats=True,
+)
 NO_REPORT = Word("--no-report", "reporting.write", "write neither report.html nor metrics.json", constant=False)
 
 REPLAY_WORDS = (
@@ -65,6 +74,7 @@ REPLAY_WORDS = (
     Word("--order", "replay.order", "order of micrographs", choices=("recorded", "shuffled")),
     Word("--seed", "replay.seed", "seed of a shuffled order", "N"),
     REPORT,
+    BESIDE,
     NO_REPORT,
 )
 PROTOCOL_WORDS = (
@@ -104,17 +114,25 @@ def with_words(arguments: argparse.Namespace, given: Mapping[str, Any]) -> Mappi
             place = place.setdefault(group, {})
         if name in place:
             raise InvalidSettingsError(f"{word.flag} and --{word.key} both say {word.key}; give one of them")
-        value = said if word.constant is not None else word.read(said)
+        value = _value(word, said)
         if value != "":  # `--report` alone: the default file
             place[name] = value
     return merged
+
+
+def _value(word: Word, said: Any) -> Any:
+    if word.constant is not None:
+        return said
+    return [word.read(text) for text in said] if word.repeats else word.read(said)
 
 
 def _add_word(group: Any, word: Word) -> None:
     if word.constant is not None:
         group.add_argument(word.flag, dest=_dest(word), action="store_const", const=word.constant, help=word.text)
         return
-    optional = {"nargs": "?", "const": ""} if word is REPORT else {}
+    optional: dict[str, Any] = {"nargs": "?", "const": ""} if word is REPORT else {}
+    if word.repeats:
+        optional = {"action": "append"}
     group.add_argument(
         word.flag, dest=_dest(word), metavar=word.metavar, choices=word.choices, help=word.text, **optional
     )

@@ -51,10 +51,12 @@ class HalfCheck:
 
     @property
     def ok(self) -> bool:
+        """Whether no finding is an error."""
         return not self.errors
 
     @property
     def errors(self) -> list[str]:
+        """The texts of the findings that are errors."""
         return [finding.text for finding in self.findings if finding.severity is Severity.ERROR]
 
     def found(self, severity: Severity, text: str) -> None:

@@ -33,6 +33,8 @@ SOURCE_LABEL = "cestreamSourceImage"
 
 
 class BatchRole(StrEnum):
+    """Whether a batch lands with its poses (aligned) or without (streamed)."""
+
     ALIGNED = "aligned"
     STREAMED = "streamed"
 
@@ -55,10 +57,12 @@ class PlannedBatch:
 
     @property
     def num_rows(self) -> int:
+        """Rows of its star."""
         return sum(len(stack.rows) for stack in self.stacks)
 
     @property
     def star_name(self) -> str:
+        """File name of its star in the landing folder."""
         return f"{self.name}.star"
 
 
@@ -77,6 +81,7 @@ class ReplayPlan:
 
     @property
     def num_particles(self) -> int:
+        """Particles that land in all."""
         return sum(batch.num_rows for batch in self.batches)
 
     def count(self, role: BatchRole) -> int:

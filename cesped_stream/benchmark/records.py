@@ -30,6 +30,7 @@ class Assembly:
 
     @property
     def size(self) -> int:
+        """Bytes of all pieces together."""
         return sum(piece.size for piece in self.pieces)
 
 

@@ -13,7 +13,8 @@ class ReplaySettings(Settings):
     seed: int = Field(0, ge=0, description="Seeds the order in which micrographs arrive.")
     order: Literal["shuffled", "recorded"] = Field(
         "shuffled",
-        description="Order in which micrographs arrive: drawn with the seed, or as the entry first names them.",
+        description="Order in which micrographs arrive: drawn with the seed, or as the entry first names them. "
+        "Not given: recorded where the entry was simulated with a drift along it.",
     )
     rate: float = Field(0.0, ge=0, description="Streamed particles per second; 0: as fast as the disk takes them.")
     batch_rows: int = Field(200, ge=1, description="Rows of a streamed star, and images of any stack, at most.")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cesped_stream.benchmark import html
+from cesped_stream.benchmark.beside import Run, contained_words, side_by_side
 from cesped_stream.benchmark.evaluation_page import (
     angstrom,
     caveats,
@@ -38,11 +39,12 @@ def stream_page(
     latencies_seconds: Sequence[float] = (),
     model_seconds: float | None = None,
     gallery: bytes | None = None,
+    beside: Sequence[Run] = (),
 ) -> str:
     """Return the page of a stream: self-contained HTML.
 
-    `latencies_seconds`: one a streamed particle; `gallery`: figure.png of the replay. What is None or empty is left
-    out.
+    `latencies_seconds`: one a streamed particle; `gallery`: figure.png of the replay; `beside`: runs to show in one
+    table, this one first. What is None or empty is left out.
     """
     facts = measures.facts
     parts = [
@@ -55,6 +57,7 @@ def stream_page(
         html.bullets(
             [*_counted(measures), *([] if measures.evaluation is None else caveats(measures.evaluation, facts))]
         ),
+        *_beside(beside),
         *_along(measures, model_seconds),
         *_speed(measures, timeline, latencies_seconds, model_seconds),
         *_evaluated(measures, title),
@@ -147,6 +150,12 @@ def _counted(measures: StreamMeasures) -> list[str]:
         f"Errors and maps are of streamed particles only: the {counts.aligned:,} that landed aligned, with the poses "
         "that the model was trained on, are in none of them."
     ]
+
+
+def _beside(runs: Sequence[Run]) -> list[str]:
+    if not runs:
+        return []
+    return [html.heading("Beside other runs"), html.table(*side_by_side(runs)), html.bullets(contained_words(runs))]
 
 
 def _along(measures: StreamMeasures, model_seconds: float | None) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.benchmark.stream_images import ImageEdits
 from cesped_stream.conventions import rotation_to_euler_deg
 from cesped_stream.errors import InvalidSettingsError
@@ -65,6 +66,18 @@ def for_replay(realism: RealismSettings, entry_folder: Path) -> RealismSettings:
     images = frozenset(RealismSettings.model_fields) - _KEPT
     _refuse(realism, images, f"{entry_folder} was simulated with realism (preset {done['preset']}); leave it out")
     return labels_only(realism)
+
+
+def in_session_order(settings: ReplaySettings, entry_folder: Path) -> ReplaySettings:
+    """Return a replay's settings with the recorded order where the entry was simulated with a drift along it.
+
+    A shuffled order would scatter the drift over the stream. An order that was asked for stays.
+    """
+    file = entry_folder / REALISM_NAME
+    if "order" in settings.model_fields_set or not file.is_file():
+        return settings
+    done = RealismSettings.model_validate(json.loads(file.read_text())["settings"])
+    return settings.model_copy(update={"order": "recorded"}) if done.drifts else settings
 
 
 def _refuse(realism: RealismSettings, names: frozenset[str], why: str) -> None:

@@ -89,7 +89,7 @@ def with_landed_names(table: ParticleTable, truth: ParticleTable) -> ParticleTab
     return table.with_columns({"rlnImageName": names})
 
 
-def firststreamed(table: ParticleTable, truth: ParticleTable) -> ParticleTable:
+def first_streamed(table: ParticleTable, truth: ParticleTable) -> ParticleTable:
     """Return the first row of each streamed particle: doubled, foreign and aligned ones are counted, not measured."""
     wanted = {parse_image_name(name) for name in truth.select(streamed(truth)).column("rlnImageName")}
     rows = []
@@ -146,7 +146,7 @@ def measure_stream(
     """
     index = streamed(truth)
     known = with_landed_stacks(truth.select(index), landing)
-    own = firststreamed(predicted, truth)
+    own = first_streamed(predicted, truth)
     reason = "maps were not asked for" if engine is None else why_no_maps(known) if len(known) else "nothing streamed"
     evaluation, errors, maps = None, list[ErrorPoint](), list[MapPoint]()
     if len(own) and own.has_poses().any() and known.has_poses().all():

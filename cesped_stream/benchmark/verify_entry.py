@@ -62,6 +62,7 @@ class EntryReport:
 
     @property
     def ok(self) -> bool:
+        """Whether no finding, of the entry or of a half-set, is an error."""
         return all(finding.severity is not Severity.ERROR for finding in self.all_findings())
 
     def to_json(self) -> dict[str, Any]:

@@ -97,6 +97,7 @@ class Simulation:
 
     @property
     def num_chunks(self) -> int:
+        """Chunks of `CHUNK` particles, the last one not full."""
         return -(-self.settings.num_particles // CHUNK)
 
     def scale(self) -> float:

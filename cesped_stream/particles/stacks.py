@@ -72,10 +72,12 @@ class StackHeader:
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
+        """Of one pixel as it stands in the file, byte order included."""
         return np.dtype(self.byte_order + MODE_DTYPES[self.mode])
 
     @property
     def image_bytes(self) -> int:
+        """Bytes of one image in the file."""
         return self.box_size * self.box_size * self.dtype.itemsize
 
     @property

@@ -23,6 +23,7 @@ class StarHeader:
     optics: Mapping[int, OpticsGroup] | None
 
     def to_json(self) -> dict[str, object]:
+        """Return the header as JSON can hold it; `from_json` gives it back."""
         groups = None
         if self.optics is not None:
             groups = [[number, [list(pair) for pair in group.values]] for number, group in self.optics.items()]

@@ -45,6 +45,7 @@ class Rows:
     first_row: int
 
     def name(self, row: int) -> str:
+        """Return file and row, counted from 1, for messages."""
         return f"{self.where}: row {self.first_row + row + 1}"
 
 

@@ -41,18 +41,22 @@ class OpticsGroup:
 
     @property
     def name(self) -> str:
+        """rlnOpticsGroupName, or "unnamed"."""
         return self.text("rlnOpticsGroupName") or "unnamed"
 
     @property
     def pixel_size_angstrom(self) -> float:
+        """rlnImagePixelSize; InvalidStarError where it is absent or no number."""
         return self.number("rlnImagePixelSize")
 
     @property
     def ctf_premultiplied(self) -> bool:
+        """Whether the images were multiplied by their CTF (rlnCtfDataAreCtfPremultiplied)."""
         return self.number("rlnCtfDataAreCtfPremultiplied", 0.0) > 0
 
     @property
     def phase_flipped(self) -> bool:
+        """Whether the images were phase-flipped (rlnCtfDataArePhaseFlipped)."""
         return self.number("rlnCtfDataArePhaseFlipped", 0.0) > 0
 
 
@@ -74,6 +78,7 @@ class CtfParameters:
     phase_flipped: NDArray[np.bool_]
 
     def select(self, index: NDArray[np.int64] | slice) -> "CtfParameters":
+        """Return the parameters of the images at `index`, in that order."""
         return CtfParameters(**{name: getattr(self, name)[index] for name in self.__dataclass_fields__})
 
 

@@ -52,6 +52,7 @@ class BuiltinEngine:
 
     @property
     def name(self) -> str:
+        """See `Engine.name`."""
         return "builtin"
 
     def reconstruct(

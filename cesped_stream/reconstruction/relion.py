@@ -43,6 +43,7 @@ class RelionEngine:
 
     @property
     def name(self) -> str:
+        """See `Engine.name`."""
         return "relion --skip_gridding" if self._settings.skip_gridding else "relion"
 
     def reconstruct(

@@ -12,7 +12,14 @@ from cesped_stream.benchmark.entries import Entry, open_entry
 from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL, plan_replay, tells_pose
 from cesped_stream.benchmark.replay import replay
 from cesped_stream.benchmark.replay_settings import ReplaySettings
-from cesped_stream.benchmark.stream_realism import TRUE_LABEL, for_demo, for_replay, for_simulation, labels_only
+from cesped_stream.benchmark.stream_realism import (
+    TRUE_LABEL,
+    for_demo,
+    for_replay,
+    for_simulation,
+    in_session_order,
+    labels_only,
+)
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.imaging.entry import write_entry
 from cesped_stream.imaging.junk import KIND_LABEL
@@ -237,3 +244,14 @@ def test_settings_that_a_command_cannot_follow_are_refused(tmp_path: Path) -> No
     assert (in_images.junk_fraction, in_images.bad_label_fraction) == (0.3, 0.0)
     assert (in_labels.junk_fraction, in_labels.bad_label_fraction) == (0.0, 0.1)
     assert for_replay(RealismSettings(preset="session"), tmp_path).max_envelope_angstrom2 == 0
+
+
+def test_an_entry_that_drifts_lands_in_its_own_order_unless_another_is_asked_for(entry: Entry, tmp_path: Path) -> None:
+    settings = SimulationSettings(num_particles=4, particles_per_micrograph=2)
+    drifting = RealismSettings(snr_end_over_start=0.5)
+    write_entry(tmp_path / "drifting", blobs(BOX), 5.0, settings, realism=drifting)
+    write_entry(tmp_path / "junk", blobs(BOX), 5.0, settings, realism=RealismSettings(junk_fraction=0.5))
+    assert in_session_order(ReplaySettings(), tmp_path / "drifting").order == "recorded"
+    assert in_session_order(ReplaySettings(order="shuffled"), tmp_path / "drifting").order == "shuffled"
+    assert in_session_order(ReplaySettings(), tmp_path / "junk").order == "shuffled"
+    assert in_session_order(ReplaySettings(), entry.folder).order == "shuffled"

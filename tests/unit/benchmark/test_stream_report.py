@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.scored import small_entry, turned
 
+from cesped_stream.benchmark.beside import Run
 from cesped_stream.benchmark.compare import Counts, compare
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.benchmark.plan import ROLE_LABEL, plan_replay
@@ -207,3 +208,12 @@ def test_what_to_do_next_follows_from_the_errors(
 def test_the_figures_are_json_without_nan(measures: StreamMeasures) -> None:
     text = json.dumps(measures.to_json(), allow_nan=False)
     assert json.loads(text)["counts"]["lost"] == 0
+
+
+def test_the_page_shows_other_runs_beside_this_one(measures: StreamMeasures) -> None:
+    metrics = {"cesped_stream": {"poses": {"together": {"median_deg": 41.26}}, "stream": {"contained": ["Junk."]}}}
+    text = stream_page(measures, "A stream", beside=(Run("session", metrics),))
+    assert "Beside other runs" in text
+    assert "41.3°" in text
+    assert "session: Junk." in text
+    assert "Beside other runs" not in stream_page(measures, "A stream")

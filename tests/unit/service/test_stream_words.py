@@ -31,6 +31,7 @@ def test_the_words_of_a_replay_are_its_settings() -> None:
     assert said("--first-aligned-micrographs", "200").replay.first_aligned_micrographs == 200
     assert said("--report").reporting.file is None
     assert not said("--no-report").reporting.write
+    assert said("--beside", "a", "--beside", "b").reporting.beside == (Path("a"), Path("b"))
 
 
 def test_words_and_dotted_settings_mix() -> None:
