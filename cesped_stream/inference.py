@@ -42,6 +42,8 @@ class PoseBatch:
     """`(n,)`, `particles.flags.ImageFlag`."""
     digest: NDArray[np.uint8]
     """`(n, 16)`: blake2b of the image's bytes in its file; zeros where no file was read."""
+    shift_angstrom: NDArray[np.float64]
+    """`(n, 2)` (x, y) that centre the image; NaN where the proposer gives none, as the network does."""
 
     def __len__(self) -> int:
         return len(self.confidence)
@@ -56,7 +58,13 @@ class PoseBatch:
             top_probability=np.zeros((n, k)),
             flag=np.zeros(n, np.uint8),
             digest=np.zeros((n, 16), np.uint8),
+            shift_angstrom=np.full((n, 2), np.nan),
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence["PoseBatch"]) -> "PoseBatch":
+        """Return the rows of all parts, at least one, in order; they have equally many candidates."""
+        return cls(**{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(cls)})
 
     def put(self, index: NDArray[np.int64], part: "PoseBatch") -> None:
         """Overwrite the rows at `index` with `part`, in that order."""
@@ -138,6 +146,7 @@ class Predictor:
             top_probability=confidences,
             flag=np.zeros(n, np.uint8),
             digest=np.zeros((n, 16), np.uint8),
+            shift_angstrom=np.full((n, 2), np.nan),
         )
 
     def _halve_batch(self) -> None:

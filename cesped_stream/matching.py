@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cesped_stream.errors import PermanentError
-from cesped_stream.gallery.search import GRID_STEP_DEG_AT_ORDER_0, NoiseScores, ProjectionGallery, Proposals
+from cesped_stream.gallery.search import NoiseScores, ProjectionGallery, Proposals
 from cesped_stream.imaging.band import BandImages, centred_slices
 from cesped_stream.imaging.band_rows import BandRows, read_band_images
 from cesped_stream.imaging.noise_model import NoiseModel, fit_noise, optics_key
@@ -19,6 +19,7 @@ from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.refinement.matching import RefinedPoses, Refiner
 from cesped_stream.settings import GallerySettings, RefinementSettings
+from cesped_stream.so3.grids import grid_step_deg
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ class MatchedPoses:
 class ReferenceMatcher:
     """Gives particles of one half-set poses by that half's reference: gallery, then refinement of its modes.
 
-    Never scores a particle that is in the reference. A given map has no noise model: `learn_noise` before the first
+    Never scores a particle that is in the reference, nor one of another half-set than `scored_half`, by default the
+    reference's own. A given map has no noise model: `learn_noise` before the first
     use.
     """
 
@@ -94,18 +96,20 @@ class ReferenceMatcher:
         gallery: GallerySettings,
         refinement: RefinementSettings,
         *,
+        scored_half: int | None = None,
         background_radius_angstrom: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> None:
         self.reference = reference
         self.noise = reference.noise
         self._device = torch.device(device)
+        self._scored_half = scored_half
         self._background_radius_angstrom = background_radius_angstrom
         self.gallery = ProjectionGallery(reference, gallery, device=device)
         self.refiner = Refiner(
             reference,
             refinement,
-            proposal_step_deg=GRID_STEP_DEG_AT_ORDER_0 / 2**gallery.grid_order,
+            proposal_step_deg=grid_step_deg(gallery.grid_order),
             proposal_shift_step_angstrom=self.gallery.shift_step_angstrom,
             device=device,
         )
@@ -117,7 +121,7 @@ class ReferenceMatcher:
         PermanentError where a row is part of the reference or of the other half-set, or where there is no noise model;
         else what reading raises.
         """
-        self.reference.check_holds_none_of(table)
+        self.reference.check_holds_none_of(table, self._scored_half)
         noise = self._known_noise()
         poses = MatchedPoses.empty(len(table), self.gallery.settings.num_modes)
         for start in range(0, len(table), ROWS_AT_ONCE):
@@ -139,6 +143,31 @@ class ReferenceMatcher:
                 _put(poses, rows[found.index], proposals, refined)
         return poses
 
+    def refine(self, table: ParticleTable, reader: StackReader) -> MatchedPoses:
+        """Return the poses that refinement alone makes of the rows' own; with true poses the limit that noise sets.
+
+        `above_noise`, and the second and further proposals, are not given. Raises what `match` does.
+        """
+        self.reference.check_holds_none_of(table, self._scored_half)
+        noise = self._known_noise()
+        poses = MatchedPoses.empty(len(table), 1)
+        rotations, shifts = table.rotations(), table.shifts_angstrom()
+        for start in range(0, len(table), ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, len(table)))
+            part = table.select(rows)
+            found = self._read(part, reader)
+            poses.flag[rows], poses.digest[rows] = found.flag, found.digest
+            used = rows[found.index]
+            if not len(used):
+                continue
+            groups = noise.rows_of(part)[found.index]
+            start_rotations, start_shifts = rotations[used, None], shifts[used, None]
+            refined = self.refiner.refine(found.images[1], noise, groups, start_rotations, start_shifts)
+            poses.gallery_rotation[used], poses.gallery_shift_angstrom[used] = start_rotations, start_shifts
+            poses.gallery_weight[used] = 1.0
+            _put_refined(poses, used, refined)
+        return poses
+
     def measure_noise(self, table: ParticleTable, reader: StackReader, *, seed: int = 0) -> NoiseScores:
         """Find what noise with these rows' CTFs scores, for `above_noise` of all later matches; return it."""
         noise, found = self._known_noise(), self._read(table.select(np.arange(min(NOISE_SAMPLE, len(table)))), reader)
@@ -153,7 +182,7 @@ class ReferenceMatcher:
         again. For a given map, or when a session brings optics groups that its aligned rows had not. The particles must
         not be in the reference. PermanentError where fewer than `LEAST_ROWS_FOR_NOISE` have a usable image.
         """
-        self.reference.check_holds_none_of(table)
+        self.reference.check_holds_none_of(table, self._scored_half)
         table = table.select(np.arange(0, len(table), -(-len(table) // LEARNING_ROWS) or 1))
         found = self._read(table, reader)
         if len(found.index) < LEAST_ROWS_FOR_NOISE:
@@ -197,10 +226,14 @@ class ReferenceMatcher:
 
 
 def _put(poses: MatchedPoses, rows: NDArray[np.int64], proposals: Proposals, refined: RefinedPoses) -> None:
-    poses.rotation[rows], poses.shift_angstrom[rows] = refined.rotations, refined.shifts_angstrom
     poses.gallery_rotation[rows] = proposals.mode_rotations
     poses.gallery_shift_angstrom[rows] = proposals.mode_shifts_angstrom
     poses.gallery_weight[rows] = proposals.mode_weights
-    poses.proposal[rows], poses.log_likelihood[rows] = refined.proposal, refined.log_likelihood
     poses.above_noise[rows] = proposals.above_noise
+    _put_refined(poses, rows, refined)
+
+
+def _put_refined(poses: MatchedPoses, rows: NDArray[np.int64], refined: RefinedPoses) -> None:
+    poses.rotation[rows], poses.shift_angstrom[rows] = refined.rotations, refined.shifts_angstrom
+    poses.proposal[rows], poses.log_likelihood[rows] = refined.proposal, refined.log_likelihood
     poses.angle_clipped[rows], poses.shift_clipped[rows] = refined.angle_clipped, refined.shift_clipped

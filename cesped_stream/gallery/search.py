@@ -22,11 +22,10 @@ from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
 from cesped_stream.settings import GallerySettings
 from cesped_stream.so3.distribution import SparseDistribution, top_poses_sparse
-from cesped_stream.so3.grids import nearest_index
+from cesped_stream.so3.grids import grid_step_deg, nearest_index
 from cesped_stream.so3.symmetry import group_rotations
 
 SHIFT_STEPS_PER_LIMIT: Final = 4.0
-GRID_STEP_DEG_AT_ORDER_0: Final = 58.6
 SEPARATION_IN_GRID_STEPS: Final = 2.0
 LEAST_STD: Final = 0.05
 SHIFT_BLOCK: Final = 16
@@ -341,7 +340,7 @@ class ProjectionGallery:
         order, settings = self.settings.grid_order, self.settings
         indices = self._fine.unit.points[positions.numpy()]
         distribution = SparseDistribution(order, True, indices, log_weights.numpy())
-        separation = SEPARATION_IN_GRID_STEPS * GRID_STEP_DEG_AT_ORDER_0 / 2**order
+        separation = SEPARATION_IN_GRID_STEPS * grid_step_deg(order)
         group = group_rotations(self.reference.symmetry)
         modes, weights = top_poses_sparse(distribution, group, settings.num_modes, separation)
         moves = moved.numpy()

@@ -55,8 +55,11 @@ class Reference:
         square = sum((weight.sum(tuple({0, 1, 2} - {k})) * axis).sum() for k in range(3))
         return float(np.sqrt(square / max(weight.sum(), 1e-30)))
 
-    def check_holds_none_of(self, table: ParticleTable) -> None:
-        """Raise PermanentError where a particle of `table` is part of the reference, or of the other half-set."""
+    def check_holds_none_of(self, table: ParticleTable, scored_half: int | None = None) -> None:
+        """Raise PermanentError where a particle of `table` is part of the reference, or not of `scored_half`.
+
+        `scored_half` is by default the reference's own half-set: gold standard. The other one is `cross_half`.
+        """
         found = np.flatnonzero(np.isin(particle_digests(table), self.members))
         if len(found):
             name = table.column("rlnImageName")[int(found[0])]
@@ -64,10 +67,11 @@ class Reference:
                 f"{table.source or 'particles'}: {len(found)} of {len(table)} particles, first {name}, are in the "
                 "reference that would score them; score them with one that was made without them"
             )
-        if not self.shared and (others := np.flatnonzero(table.half_sets() != self.half_set)).size:
+        scored = self.half_set if scored_half is None else scored_half
+        if not self.shared and (others := np.flatnonzero(table.half_sets() != scored)).size:
             raise PermanentError(
-                f"{table.source or 'particles'}: {len(others)} particles are not of half-set {self.half_set}, whose "
-                "reference this is; take each half-set's own"
+                f"{table.source or 'particles'}: {len(others)} particles are not of half-set {scored}, which the "
+                f"reference of half-set {self.half_set} scores here; take each half-set's own"
             )
 
 
