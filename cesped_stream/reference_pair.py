@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
-from cesped_stream.imaging.reference import Reference, load_reference, save_reference
+from cesped_stream.imaging.reference import Float32, Reference, load_reference, save_reference
 from cesped_stream.inference import PoseBatch
 from cesped_stream.matching import MatchedPoses, ReferenceMatcher
 from cesped_stream.model.checkpoint import HALVES, MANIFEST_NAME, HalfMode, package_version, publish_files
@@ -24,7 +24,7 @@ from cesped_stream.model.device import pick_device
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import Int64, ParticleTable
-from cesped_stream.reconstruction.reference import reference_from_rows
+from cesped_stream.reconstruction.reference import reference_from_map, reference_from_rows
 from cesped_stream.settings import Device, GallerySettings, ReferenceSettings, RefinementSettings, TrainingSettings
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
@@ -116,6 +116,40 @@ def publish_references(
         halves=records,
         origin="aligned rows",
         independence=training.alignment,
+        trained_on=trained_on,
+    )
+    return _publish(references, manifest, work_folder, checkpoints_folder)
+
+
+def publish_map(
+    volume: Float32,
+    pixel_size_angstrom: float,
+    table: ParticleTable,
+    reader: StackReader,
+    training: TrainingSettings,
+    matching: MatchingSettings,
+    *,
+    work_folder: Path,
+    checkpoints_folder: Path,
+    trained_on: str = "",
+) -> tuple[Path, ReferenceManifest]:
+    """Publish a given map, low-passed, as both half-sets' reference: `shared_reference`, so half maps are not
+    independent.
+
+    The noise is learned for each half-set from its own rows of `table`, which need no poses and are not in the
+    reference. PermanentError where a half-set has too few usable rows; else what reading raises.
+    """
+    references, records = {}, {}
+    for half in HALVES:
+        given = reference_from_map(volume, pixel_size_angstrom, training.symmetry, half, matching.referencing)
+        noise = _matcher(given, matching, half).learn_noise(rows_of_half(table, half), reader)
+        references[half] = replace(given, noise=noise)
+        records[half] = ReferenceRecord(num_training=0, num_validation=0, resolution_angstrom=given.resolution_angstrom)
+    manifest = ReferenceManifest(
+        symmetry=training.symmetry,
+        halves=records,
+        origin="a given map",
+        independence="shared_reference",
         trained_on=trained_on,
     )
     return _publish(references, manifest, work_folder, checkpoints_folder)

@@ -149,6 +149,12 @@ class TrainCommand(BaseSettings):
 
     star: Path = Field(description="Star file of aligned particles (with poses).")
     proposer: ProposerName = Field("network", description=PROPOSER_TEXT)
+    reference: Path | None = Field(
+        None,
+        description="Map (.mrc) of an earlier session: with proposer gallery it is both half-sets' reference, low-"
+        "passed, and the star's particles, which need no poses then, only tell the noise. Half maps are then not "
+        "independent.",
+    )
     output: Path = Field(description="Folder that the checkpoint is published in, under its id; resume points too.")
     image_root: Path | None = Field(
         None, description="Folder that rlnImageName is relative to; default: the star's folder."

@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cesped_stream.errors import InvalidSettingsError
+from cesped_stream.imaging.maps import read_map
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader, parse_image_name, read_header
 from cesped_stream.particles.star import iter_star, read_star, write_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import Proposer, open_proposer
-from cesped_stream.reference_pair import publish_references
+from cesped_stream.reference_pair import ReferenceManifest, publish_map, publish_references
 from cesped_stream.training import fit
 
 from .finished import Finished, Poses, joined, output_tables
@@ -33,17 +34,10 @@ def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
     """
     torch.set_num_threads(settings.inference.threads or usable_cores())
     table = with_stacks(read_star(settings.star), settings.star, settings.image_root)
+    if settings.reference is not None and settings.proposer != "gallery":
+        raise InvalidSettingsError(f"reference {settings.reference}: of no use to proposer network; take gallery")
     if settings.proposer == "gallery":
-        with fit.sole_trainer(settings.output / WORK_FOLDER):
-            folder, made = publish_references(
-                table,
-                StackReader(),
-                settings.training,
-                matching_settings(settings),
-                work_folder=settings.output / WORK_FOLDER,
-                checkpoints_folder=settings.output,
-                trained_on=settings.star.name,
-            )
+        folder, made = _references(settings, table)
         finest = ", ".join(f"{record.resolution_angstrom:.1f}" for _, record in sorted(made.halves.items()))
         console.print(f"{folder}: references of {made.origin}, to {finest} angstrom", highlight=False)
         return folder
@@ -61,6 +55,22 @@ def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
         )
     console.print(f"{folder}: trained until {manifest.stopped_by}, from {manifest.origin}", highlight=False)
     return folder
+
+
+def _references(settings: TrainCommand, table: ParticleTable) -> tuple[Path, ReferenceManifest]:
+    work_folder, matching, name = settings.output / WORK_FOLDER, matching_settings(settings), settings.star.name
+    training, reader = settings.training, StackReader()
+    with fit.sole_trainer(work_folder), fit.intra_op_threads(1):
+        if settings.reference is not None:
+            volume, pixel_size = read_map(settings.reference)
+            return publish_map(
+                volume, pixel_size, table, reader, training, matching,
+                work_folder=work_folder, checkpoints_folder=settings.output, trained_on=name,
+            )  # fmt: skip
+        return publish_references(
+            table, reader, training, matching,
+            work_folder=work_folder, checkpoints_folder=settings.output, trained_on=name,
+        )  # fmt: skip
 
 
 def infer(settings: InferCommand, console: Console) -> None:
