@@ -12,6 +12,8 @@ from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import Float64, ParticleTable
 
 AnglesFormat = Literal["rotmat", "zyzEulerDegs"]
+ROUNDING = 1e-3
+"""How far beyond 0 to 1 a confidence may lie: sums of probabilities in half precision."""
 MAX_SKEW = 1e-2
 """Largest |R R^T - 1| of what is taken for a rotation: half precision gives 2e-3."""
 
@@ -69,7 +71,11 @@ def _confidence(confidence: Any, count: int) -> Float64:
     values = _as_array(confidence)
     if values.shape not in ((count,), (count, 1)):
         raise ValueError(f"confidence is {values.shape} for {count} ids; give one a particle")
-    return _numbers("confidence", values.reshape(count), (count,))
+    figures = _numbers("confidence", values.reshape(count), (count,))
+    bad = np.flatnonzero((figures < -ROUNDING) | (figures > 1 + ROUNDING))
+    if len(bad):
+        raise ValueError(f"confidence: {figures[bad[0]]:g} of row {bad[0]} ({len(bad)} such); it goes from 0 to 1")
+    return np.clip(figures, 0, 1)
 
 
 def _numbers(name: str, values: Any, shape: tuple[int, ...]) -> Float64:
