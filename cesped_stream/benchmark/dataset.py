@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -228,7 +227,7 @@ class ParticlesDataset(Dataset[Item]):
 
     def __getitem__(self, item: int) -> Item:
         """Return particle `item`; IndexError beyond the last, TypeError for what is no whole number."""
-        if not isinstance(item, Integral):
+        if not isinstance(item, (int, np.integer)):
             hint = "torch.utils.data.Subset takes several" if isinstance(item, slice) else "give a whole number"
             hint = "md.rows_of([id])[0] is the number of an id" if isinstance(item, str) else hint
             raise TypeError(f"{self.starFname}: particle {item!r}; particles are numbered from 0, {hint}")
@@ -327,8 +326,8 @@ class ParticlesDataset(Dataset[Item]):
         `angles`: `(n, 3, 3)` rotations, image to map, or `(n, 3)` rot, tilt, psi in degrees ("zyzEulerDegs"); `shifts`
         `(n, 2)` angstrom; `confidence` `(n,)` or `(n, 1)`, to rlnParticleFigureOfMerit. Arrays or tensors on any
         device; what is None stays. Raises InvalidStarError naming ids that are not in the star, ValueError for other
-        shapes, ids given twice, numbers that are not finite, matrices that are no rotations and a confidence that is not
-        from 0 to 1; nothing is written then.
+        shapes, ids given twice, numbers that are not finite, matrices that are no rotations and a confidence beyond
+        0 to 1; nothing is written then.
         """
         columns = prediction_columns(len(ids), angles, shifts, confidence, angles_format)
         rows = self.md.rows_of(list(ids))

@@ -61,7 +61,7 @@ class ImageSteps:
         if image_size is not None and (not isinstance(image_size, Integral) or image_size < 1):
             raise ValueError(f"image size {image_size!r}; it is a whole number of pixels, at least 1, or None")
         box = first.images.shape[-1]
-        self.image_size = box if image_size is None else int(image_size)
+        self.image_size: int = box if image_size is None else int(image_size)
         kept = int(box * (1 - crop_fraction))
         self.pixel_size_angstrom = float(first.ctf.pixel_size_angstrom[0] * kept / self.image_size)
         self._steps: CespedSteps | Preprocessor
