@@ -73,7 +73,8 @@ def score_command(arguments: argparse.Namespace) -> int:
     counts = measures.counts
     console.print(
         f"{counts.inferred:,} of {counts.streamed:,} streamed particles have a pose in these stars; "
-        f"{counts.doubled:,} rows are doubled, {counts.foreign:,} never landed",
+        f"{counts.doubled:,} more rows are of a particle that stands there already (the first one counts), "
+        f"{counts.foreign:,} particles never landed",
         highlight=False,
     )
     if measures.evaluation is not None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import combinations
 from pathlib import Path
 from posixpath import basename, normpath
 from typing import Final
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from cesped_stream.benchmark.foreign_predictions import IDENTITY_LABELS, check_same_particles
 from cesped_stream.conventions import UNSET_ANGLES_DEG, euler_deg_to_rotation, rotation_to_euler_deg
-from cesped_stream.errors import InvalidStarError
+from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.star import concatenated, read_star
 from cesped_stream.particles.table import ParticleTable
@@ -91,10 +92,12 @@ def read_predictions(stars: Sequence[Path]) -> ParticleTable:
     micrograph and defocus where all of them have these.
 
     RELION 3.0 and 3.1. An angle column that one of several stars lacks counts as unset in it; a shift or confidence
-    column has to be in all of them or in none. Raises InvalidStarError, NotSettledError, UnreachableFileError.
+    column has to be in all of them or in none. Raises InvalidSettingsError for one star given twice, InvalidStarError,
+    NotSettledError, UnreachableFileError.
     """
     if not stars:
         raise ValueError("no prediction stars; one or two are needed")
+    _check_distinct(stars)
     tables = [read_star(star) for star in stars]
     wanted = [
         label for label in (*ANGLE_LABELS, *SHIFT_LABELS, *CONFIDENCE_LABELS, STATUS_LABEL) if _has(label, tables)
@@ -209,6 +212,15 @@ def _shortest_turns(start: Float64, end: Float64) -> Float64:
         normal /= np.linalg.norm(normal, axis=1, keepdims=True)
         turns[opposite] = 2 * normal[:, :, None] * normal[:, None] - np.eye(3)
     return np.asarray(turns, np.float64)
+
+
+def _check_distinct(stars: Sequence[Path]) -> None:
+    for first, second in combinations([star for star in stars if star.exists()], 2):
+        if first.samefile(second):
+            also = "" if first == second else f" ({second})"
+            raise InvalidSettingsError(
+                f"{first}{also}: the same star is given twice; give each half's own, or a star with both halves once"
+            )
 
 
 def _has(label: str, tables: Sequence[ParticleTable]) -> bool:

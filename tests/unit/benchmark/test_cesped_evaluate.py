@@ -170,7 +170,7 @@ def test_partial_and_swapped_predictions_are_scored_by_what_they_name(home: Path
 
 
 def test_one_star_twice_is_refused(home: Path) -> None:
-    with pytest.raises(InvalidStarError, match="predicted more than once"):
+    with pytest.raises(InvalidSettingsError, match="same star is given twice"):
         evaluated(home, half1PredsFname=home / "particles_preds_0.star")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.scored import small_entry, truth_of, turned
 
+from cesped_stream import evaluate_entry
 from cesped_stream.particles.star import write_star
 from cesped_stream_service.cli import main
 
@@ -17,6 +18,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truth = truth_of(small_entry(folder / "mine", num_particles=40, symmetry="C2")).without(["cestreamStack"])
     predicted = turned(truth, 6.0)
     write_star(folder / "both.star", predicted)
+    (folder / "bare").mkdir()
+    write_star(folder / "bare" / "particles.star", truth)
     for half in (0, 1):
         write_star(folder / f"half_{half}.star", predicted.select(np.flatnonzero(truth.half_sets() == half)))
     return folder
@@ -53,6 +56,15 @@ def test_masked_figures_are_left_out_on_request(root: Path, capsys: pytest.Captu
     assert "Maps, unmasked" in printed and "Maps, masked" not in printed and "Mask: none." in printed
 
 
+def test_a_missing_star_ends_alike_in_both_commands_and_an_unknown_name_is_no_retry(root: Path) -> None:
+    star = f"{root}/absent.star"
+    assert evaluate(root, "--target", "mine", f"--half0={star}", f"--half1={root}/half_1.star") == 75
+    words = ["--predictionType", "SO3", "--half0PredsFname", star, "--half1PredsFname", f"{root}/half_1.star"]
+    assert evaluate_entry.main([*words, "--benchmarkDir", str(root), "--targetName", "mine"]) == 75
+    assert evaluate(root, "--target", "mien", "--predictions", f"{root}/both.star") == 2
+    assert evaluate_entry.main([*words, "--benchmarkDir", str(root), "--targetName", "mien"]) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -66,7 +78,7 @@ def test_masked_figures_are_left_out_on_request(root: Path, capsys: pytest.Captu
         (["--target", "mine", "--predictions", "absent.star"], "absent.star"),
         (["--target", "mine", "--predictions", "both.star", "--mask", "absent.mrc"], "absent.mrc"),
         (["--target", "mine", "--predictions", "both.star", "--processes", "0"], "engine: processes: got 0"),
-        (["--target", "mine/particles_0.star", "--predictions", "half_0.star", "--poses-only"], "give the point group"),
+        (["--target", "bare/particles.star", "--predictions", "half_0.star", "--poses-only"], "give the point group"),
         (["--target", "mine", "--predictions", "both.star", "--prediction-type", "R3"], "invalid choice: 'R3'"),
     ],
 )
