@@ -48,8 +48,8 @@ def find_entry(target: str, root: Path = DEFAULT_ROOT) -> Entry:
     """Return the entry of that name under `root`, or the one at that path; names come first.
 
     "DEMO", the embedded simulated entry, is made under `root` where it is not there yet (seconds; imports torch).
-    Raises UnreachableFileError for a published entry or a path that is not on disk, or only in part, InvalidSettingsError for
-    a name that is none, both with what to do; else as `open_entry`.
+    Raises UnreachableFileError for a published entry or a path that is not on disk, or only in part, and
+    InvalidSettingsError for a name that is none, both with what to do; else as `open_entry`.
     """
     folder = root.expanduser() / target
     if target == DEMO_NAME:

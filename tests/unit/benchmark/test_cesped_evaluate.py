@@ -16,7 +16,7 @@ from cesped_stream import evaluate_entry
 from cesped_stream.benchmark import cesped_evaluate
 from cesped_stream.benchmark.catalogue import CATALOGUE
 from cesped_stream.benchmark.evaluate_target import TargetEvaluation
-from cesped_stream.errors import InvalidSettingsError, InvalidStarError, UnreachableFileError
+from cesped_stream.errors import InvalidSettingsError, UnreachableFileError
 from cesped_stream.imaging.maps import write_map
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.reconstruction.mask import spherical_mask

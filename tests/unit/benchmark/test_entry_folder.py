@@ -62,7 +62,7 @@ def test_an_entry_is_found_by_name_then_by_path(root: Path, tmp_path: Path) -> N
     ],
 )
 def test_what_is_not_there_is_told_what_to_do(root: Path, target: str, words: str) -> None:
-    with pytest.raises(UnreachableFileError if "10166" == target or "/" in target else InvalidSettingsError) as caught:
+    with pytest.raises(UnreachableFileError if target == "10166" or "/" in target else InvalidSettingsError) as caught:
         find_entry(target, root)
     assert words in str(caught.value)
 
