@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ from .stream_words import PROTOCOL_WORDS, REPLAY_WORDS, add_words, with_words
 ERROR_EXIT_CODE = 2
 RETRY_EXIT_CODE = 75
 """sysexits' EX_TEMPFAIL: a mount that is away, a full disk. `run` and systemd start the role again."""
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE})
+"""What a file system says that no command could have known before: told in a line, not as a traceback."""
 
 OVERVIEW = """\
 Poses for cryo-EM particles while the microscope is still collecting.
@@ -242,20 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0 done, 2 for an error that the user can act on, 75 for one that a later
     start may not meet; either says so in one line on stderr."""
     try:
-        words = list(sys.argv[1:] if argv is None else argv)
-        parser = build_parser(next((word for word in words if not word.startswith("-")), ""))
-        arguments, unknown = parser.parse_known_args(words)
-        if unknown:
-            raise _unknown_option(unknown, arguments)
-        if arguments._version:
-            from cesped_stream import __version__
-
-            print(__version__)
-            return 0
-        if not hasattr(arguments, "_command"):
-            parser.print_help()
-            return 0
-        return int(arguments._command(arguments))
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except CespedStreamError as error:
         print(f"cesped-stream: error: {error}", file=sys.stderr)
         # Another coordinator runs on the session: starting again and again would not end it.
@@ -267,6 +258,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe (head, less) left: nothing more to say, and no traceback at exit.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"cesped-stream: error: {_disk_words(error)}", file=sys.stderr)
+        return RETRY_EXIT_CODE
+
+
+def _run(words: list[str]) -> int:
+    parser = build_parser(next((word for word in words if not word.startswith("-")), ""))
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise _unknown_option(unknown, arguments)
+    if arguments._version:
+        from cesped_stream import __version__
+
+        print(__version__)
+        return 0
+    if not hasattr(arguments, "_command"):
+        parser.print_help()
+        return 0
+    return int(arguments._command(arguments))
+
+
+def _disk_words(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "make room and start again" if full else "may this user write there, is its mount there?"
+    return f"{where}{error.strerror}; {remedy}"
 
 
 if __name__ == "__main__":

@@ -117,9 +117,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from cesped_stream.benchmark.evaluate_target import CACHE_FOLDER, evaluate_target
     from cesped_stream.benchmark.evaluation_files import write_evaluation
     from cesped_stream.benchmark.evaluation_report import evaluation_report
+    from cesped_stream.benchmark.output_folder import output_folder
     from cesped_stream.reconstruction.engine import engine_from
 
     root, console = benchmark_root(arguments), Console()
+    if arguments._output is not None:
+        output_folder(arguments._output)
     with _progress(console) as on_progress:
         result = evaluate_target(
             find_entry(arguments._target, root),

@@ -16,6 +16,7 @@ from cesped_stream.benchmark.evaluation import evaluate_poses
 from cesped_stream.benchmark.evaluation_files import write_evaluation
 from cesped_stream.benchmark.evaluation_report import evaluation_report
 from cesped_stream.benchmark.evaluation_result import Evaluation
+from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.predictions import read_predictions
 from cesped_stream.benchmark.protocol_page import protocol_page
 from cesped_stream.benchmark.report import half_words
@@ -160,13 +161,12 @@ def _check_half_mode(entry: Entry, settings: ProtocolCommand) -> None:
 def _begin_or_go_on(entry: Entry, settings: ProtocolCommand, symmetry: str) -> None:
     """Record what the folder is made with; InvalidSettingsError where it was begun with something else."""
     record = _record(entry, settings, symmetry)
-    file = settings.output / RECORD_NAME
+    file = output_folder(settings.output) / RECORD_NAME
     if not file.exists():
-        if settings.output.exists() and any(settings.output.iterdir()):
+        if any(settings.output.iterdir()):
             raise InvalidSettingsError(
                 f"output {settings.output}: not empty and not of this command; give another folder"
             )
-        settings.output.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(record, indent=1).encode() + b"\n")
         return
     before = json.loads(file.read_text())

@@ -14,6 +14,7 @@ from cesped_stream.benchmark.beside import Run, read_run
 from cesped_stream.benchmark.compare import Comparison, compare
 from cesped_stream.benchmark.entries import Entry, find_entry
 from cesped_stream.benchmark.figure import save_figure
+from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.plan import BatchRole, ReplayPlan, plan_replay
 from cesped_stream.benchmark.predictions import read_predictions
 from cesped_stream.benchmark.replay import LOG_NAME, TRUTH_NAME
@@ -93,6 +94,7 @@ def stream_and_report(
 ) -> None:
     """Stream an entry into a session on this machine, and write and print what came of it."""
     settings = settings.model_copy(update={"replay": in_session_order(settings.replay, entry.folder)})
+    output_folder(report_file(settings).parent)
     beside = tuple(read_run(folder) for folder in settings.reporting.beside)  # what is wrong there is said first
     session = session_settings(settings, symmetry_of(entry, settings))
     plan = plan_replay(entry, settings.replay, realism, symmetry=session.training.symmetry)
@@ -338,8 +340,8 @@ def progress_bars(console: Console) -> Progress:
 
 
 def refuse_used_output(output: Path) -> None:
-    """Raise InvalidSettingsError where the output folder holds anything."""
-    if output.exists() and any(output.iterdir()):
+    """Make the output folder; InvalidSettingsError where it holds anything, else as `output_folder`."""
+    if any(output_folder(output).iterdir()):
         raise InvalidSettingsError(f"output {output}: not empty; remove it or give another folder")
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from cesped_stream.benchmark.beside import read_run
 from cesped_stream.benchmark.compare import PREDICTED, STATUS_LABEL, Counts, compare
+from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.predictions import PredictionType, read_predictions
 from cesped_stream.benchmark.replay import TRUTH_NAME
 from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream, with_landed_names
@@ -37,6 +38,7 @@ def score(
     `beside` are outputs of other replays and scores, which the page shows too.
     """
     runs = [read_run(folder) for folder in beside]
+    output_folder(output)
     truth_folder = replayed / "truth"
     statement = StreamStatement.read(truth_folder)
     truth = read_star(truth_folder / TRUTH_NAME)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cesped_stream.benchmark.entry_folder import disk_errors
 from cesped_stream.benchmark.metadata import ANGLE_LABELS, PREDICTED_CONFIDENCE_LABEL, SHIFT_LABELS
 from cesped_stream.conventions import rotation_to_euler_deg
 from cesped_stream.errors import InvalidSettingsError
@@ -38,14 +39,16 @@ def prediction_columns(
 
 
 def save_predictions(path: Path, table: ParticleTable, own_star: Path, *, overwrite: bool) -> None:
-    """Write the star whole. Raises InvalidSettingsError for a path that it must not be written to."""
+    """Write the star whole. Raises InvalidSettingsError for a path that it must not be written to, FullDiskError or
+    UnreachableFileError where it cannot be."""
     if path.suffix != ".star":
         raise InvalidSettingsError(f"{path}: predictions are saved as a star file; let the name end in .star")
     if path.exists() and own_star.exists() and path.samefile(own_star):
         raise InvalidSettingsError(f"{path}: is the data set's own star, with the true poses; give another name")
     if path.exists() and not overwrite:
         raise InvalidSettingsError(f"{path}: exists; give another name, or overwrite=True")
-    write_star(path, table)
+    with disk_errors(path):
+        write_star(path, table)
 
 
 def _angles(angles: Any, count: int, angles_format: AnglesFormat) -> Float64:

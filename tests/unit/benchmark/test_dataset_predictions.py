@@ -10,7 +10,7 @@ from samples.particle_entries import simulated_entry
 from scipy.spatial.transform import Rotation
 
 from cesped_stream import ParticlesDataset
-from cesped_stream.errors import InvalidSettingsError, InvalidStarError
+from cesped_stream.errors import InvalidSettingsError, InvalidStarError, UnreachableFileError
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
@@ -126,6 +126,12 @@ def test_what_is_no_prediction_is_refused(dataset: ParticlesDataset, given: dict
     with pytest.raises(ValueError, match=words):
         dataset.updateMd(ids_of(dataset)[:1], **given)  # type: ignore[arg-type]
     assert not dataset.md.updated.any()
+
+
+def test_a_star_that_cannot_be_written_is_an_error_of_ours(dataset: ParticlesDataset, tmp_path: Path) -> None:
+    dataset.updateMd(ids_of(dataset)[:1], shifts=np.zeros((1, 2)))
+    with pytest.raises(UnreachableFileError, match=r"absent/p\.star: .*may this user write there"):
+        dataset.saveMd(tmp_path / "absent" / "p.star")
 
 
 def test_an_id_that_is_given_twice_is_refused(dataset: ParticlesDataset) -> None:

@@ -1,5 +1,6 @@
 """`cesped-stream evaluate` from its words to its report and files."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -54,6 +55,50 @@ def test_masked_figures_are_left_out_on_request(root: Path, capsys: pytest.Captu
     assert evaluate(root, "--target", "mine", "--predictions", f"{root}/both.star", "--mask", "none") == 0
     printed = capsys.readouterr().out
     assert "Maps, unmasked" in printed and "Maps, masked" not in printed and "Mask: none." in printed
+
+
+def test_an_output_that_cannot_be_written_is_told_before_any_map_is_made(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    cache = tmp_path / "cache"
+    words = ["--target", "mine", "--predictions", f"{root}/both.star", "--cache", str(cache)]
+    assert evaluate(root, *words, "--output", str(tmp_path / "file")) == 2
+    assert "file is a file; give another folder" in capsys.readouterr().err
+    assert evaluate(root, *words, "--output", "/proc/results") == 75
+    assert "/proc/results" in capsys.readouterr().err
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("command", ["simulate", "replay", "protocol", "score", "preprocess"])
+def test_every_command_says_so_before_it_works(
+    root: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    output = ["--output", str(tmp_path / "file" / "o")]
+    mine = str(root / "mine")
+    words = {
+        "simulate": ["simulate"],
+        "replay": ["replay", mine],
+        "protocol": ["protocol", mine],
+        "score": ["score", str(tmp_path), "--poses", f"{root}/both.star"],
+        "preprocess": ["entries", "preprocess", mine],
+    }[command]
+    assert main([*words, *output]) == 2
+    text = capsys.readouterr().err
+    assert "file is a file" in text and text.count("\n") == 1
+
+
+def test_a_disk_that_fails_while_writing_is_one_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.json")
+
+    monkeypatch.setattr("cesped_stream.benchmark.evaluation_files.write_whole", full)
+    words = ["--target", "mine", "--predictions", f"{root}/both.star", "--poses-only", "--output", str(tmp_path / "o")]
+    assert evaluate(root, *words) == 75
+    assert "metrics.json: No space left on device; make room" in capsys.readouterr().err
 
 
 def test_a_missing_star_ends_alike_in_both_commands_and_an_unknown_name_is_no_retry(root: Path) -> None:
