@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pydantic_settings import BaseSettings, CliSettingsSource
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 
@@ -76,6 +76,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Usage(f"{message}; see `{self.prog} --help`")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if "_command" in found and not hasattr(found, "_flags"):
+            flags = tuple(flag for action in self._actions for flag in action.option_strings if flag.startswith("--"))
+            found._flags = flags
+        return found, unknown
+
 
 class SettingsArguments:
     """A settings class as command-line options with dotted names, described by its fields."""
@@ -95,8 +102,21 @@ class SettingsArguments:
     def given(self, arguments: argparse.Namespace) -> Mapping[str, Any]:
         """Return the options that were given, nested."""
         known = {key: value for key, value in vars(arguments).items() if not key.startswith("_")}
-        values: Mapping[str, Any] = self._source(parsed_args=known)()
+        self._refuse_groups_as_settings(known)
+        try:
+            values: Mapping[str, Any] = self._source(parsed_args=known)()
+        except SettingsError as error:
+            raise Usage(f"settings: {error}") from None
         return values
+
+    def _refuse_groups_as_settings(self, known: Mapping[str, Any]) -> None:
+        """Raise Usage where a group of settings was given a word; JSON is the source's."""
+        keys = known_keys(self.kind)
+        for name, value in known.items():
+            settings = [key for key in keys if key.startswith(f"{name}.")]
+            if settings and isinstance(value, str) and not value.lstrip().startswith("{"):
+                key = f"{name}.preset" if f"{name}.preset" in settings else settings[0]
+                raise Usage(f"--{name} {value}: is a group of settings; say which one, --{key} {value}")
 
 
 def build_parser(wanted: str = "") -> argparse.ArgumentParser:
@@ -237,6 +257,7 @@ def session_settings(arguments: argparse.Namespace) -> SessionSettings:
 def _unknown_option(unknown: Sequence[str], arguments: argparse.Namespace) -> Usage:
     options = getattr(arguments, "_options", None)
     keys = [f"--{key}" for key in known_keys(options.kind)] if options is not None else []
+    keys += getattr(arguments, "_flags", ())
     close = difflib.get_close_matches(unknown[0].partition("=")[0], keys, n=1)
     hint = f"did you mean {close[0]}?" if close else "--help lists the options"
     return Usage(f"unknown option {' '.join(unknown)}; {hint}")

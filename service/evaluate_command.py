@@ -73,6 +73,31 @@ def add_evaluate(commands: Any) -> None:
     )
     add_root_argument(parser)
     _add_engine(parser.add_argument_group("engine"))
+    parser.set_defaults(_defaults={name: parser.get_default(name) for name in _OF_MAPS})
+
+
+_OF_MAPS = (
+    *("_mask", "_use_confidence", "_cache", "_engine", "_device", "_relion_folder", "_skip_gridding"),
+    *("_processes", "_mpirun", "_singularity_image"),
+)
+_OF_RELION = ("_relion_folder", "_skip_gridding", "_processes", "_mpirun", "_singularity_image")
+
+
+def _refuse_without_effect(arguments: argparse.Namespace) -> None:
+    """Raise InvalidSettingsError for options that are given and that the others leave nothing to say."""
+    if arguments._poses_only and (given := _given(arguments, _OF_MAPS)):
+        raise InvalidSettingsError(f"{given}: of maps, and --poses-only makes none; leave one of them out")
+    if arguments._engine != "relion" and (given := _given(arguments, _OF_RELION)):
+        raise InvalidSettingsError(f"{given}: of RELION; add --engine relion, or leave it out")
+    if arguments._engine == "relion" and (given := _given(arguments, ("_device",))):
+        raise InvalidSettingsError(f"{given}: of the builtin engine; leave it out with --engine relion")
+
+
+def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> str:
+    """Return the options among these that do not have their default."""
+    said = [name for name in names if getattr(arguments, name) != arguments._defaults[name]]
+    flags = {"_use_confidence": "--no-confidence"}
+    return ", ".join(flags.get(name, "--" + name.strip("_").replace("_", "-")) for name in said)
 
 
 def engine_settings(arguments: argparse.Namespace) -> "EngineSettings":
@@ -110,6 +135,7 @@ def _add_engine(group: Any) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     stars = _prediction_stars(arguments)
+    _refuse_without_effect(arguments)
     from rich.console import Console
 
     from cesped_stream.benchmark.cesped_evaluate import prediction_type_of

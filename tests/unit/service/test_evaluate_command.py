@@ -122,7 +122,24 @@ def test_a_missing_star_ends_alike_in_both_commands_and_an_unknown_name_is_no_re
         (["--target", "nothing", "--predictions", "both.star", "--poses-only"], "nothing"),
         (["--target", "mine", "--predictions", "absent.star"], "absent.star"),
         (["--target", "mine", "--predictions", "both.star", "--mask", "absent.mrc"], "absent.mrc"),
-        (["--target", "mine", "--predictions", "both.star", "--processes", "0"], "engine: processes: got 0"),
+        (
+            ["--target", "mine", "--predictions", "both.star", "--engine", "relion", "--processes", "0"],
+            "engine: processes: got 0",
+        ),
+        (["--target", "mine", "--predictions", "both.star", "--processes", "4"], "--processes: of RELION"),
+        (["--target", "mine", "--predictions", "both.star", "--skip-gridding"], "--skip-gridding: of RELION"),
+        (
+            ["--target", "mine", "--predictions", "both.star", "--engine", "relion", "--device", "cpu"],
+            "--device: of the builtin engine",
+        ),
+        (
+            ["--target", "mine", "--predictions", "both.star", "--poses-only", "--mask", "m.mrc", "--engine", "relion"],
+            "--mask, --engine: of maps",
+        ),
+        (
+            ["--target", "mine", "--predictions", "both.star", "--poses-only", "--no-confidence"],
+            "--no-confidence: of maps",
+        ),
         (["--target", "bare/particles.star", "--predictions", "half_0.star", "--poses-only"], "give the point group"),
         (["--target", "mine", "--predictions", "both.star", "--prediction-type", "R3"], "invalid choice: 'R3'"),
     ],
