@@ -45,14 +45,8 @@ def add_evaluate(commands: Any) -> None:
             f"--half{half}", dest=f"_half{half}", type=Path, metavar="STAR", help=f"predictions of half-set {half}"
         )
     parser.add_argument("--predictions", dest="_predictions", type=Path, metavar="STAR", help="or of both, in one star")
-    parser.add_argument(
-        "--prediction-type",
-        dest="_prediction_type",
-        choices=("S2", "SO3", "SO3xR2"),
-        default="SO3",
-        help="what was predicted: rot and tilt, the rotation (default), rotation and shift",
-    )
-    parser.add_argument("--symmetry", dest="_symmetry", help="point group; default: the entry's")
+    add_prediction_type(parser)
+    parser.add_argument("--symmetry", dest="_symmetry", metavar="NAME", help="point group; default: the entry's")
     parser.add_argument(
         "--mask",
         dest="_mask",
@@ -74,6 +68,18 @@ def add_evaluate(commands: Any) -> None:
     add_root_argument(parser)
     _add_engine(parser.add_argument_group("engine"))
     parser.set_defaults(_defaults={name: parser.get_default(name) for name in _OF_MAPS})
+
+
+def add_prediction_type(parser: argparse.ArgumentParser) -> None:
+    """Give a command `--prediction-type`."""
+    parser.add_argument(
+        "--prediction-type",
+        dest="_prediction_type",
+        choices=("S2", "SO3", "SO3xR2"),
+        default="SO3",
+        help="what was predicted: S2, rot and tilt; SO3 (default), the rotation; SO3xR2, rotation and shift. The rest "
+        "is taken from the truth",
+    )
 
 
 _OF_MAPS = (
@@ -126,7 +132,9 @@ def _add_engine(group: Any) -> None:
     group.add_argument("--device", dest="_device", choices=("auto", "cuda", "cpu"), default="auto", help="of builtin")
     group.add_argument("--relion-folder", dest="_relion_folder", type=Path, metavar="FOLDER", help="default: PATH")
     group.add_argument("--skip-gridding", dest="_skip_gridding", action="store_true", help="RELION without gridding")
-    group.add_argument("--processes", dest="_processes", type=int, default=1, help="of RELION, under mpirun")
+    group.add_argument(
+        "--processes", dest="_processes", type=int, default=1, metavar="N", help="of RELION, under mpirun"
+    )
     group.add_argument("--mpirun", dest="_mpirun", default="mpirun", metavar="COMMAND", help="default: mpirun")
     group.add_argument(
         "--singularity-image", dest="_singularity_image", type=Path, metavar="FILE", help="an image with RELION"

@@ -95,6 +95,12 @@ def test_stars_with_nothing_of_the_replay_are_refused_with_examples(
     assert not (tmp_path / "o" / "report.html").exists()
 
 
+@pytest.mark.parametrize("points", ["0", "101", "-1", "many"])
+def test_points_have_bounds(points: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "out", "--poses", "p.star", f"--points={points}"]) == 2
+    assert "it goes from 1 to 100" in capsys.readouterr().err
+
+
 def test_rows_that_repeat_a_particle_are_called_rows(
     replayed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
