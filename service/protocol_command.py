@@ -13,9 +13,10 @@ from rich.progress import Progress
 
 from cesped_stream.benchmark.entries import Entry, find_entry
 from cesped_stream.benchmark.evaluation import evaluate_poses
-from cesped_stream.benchmark.evaluation_files import write_evaluation
+from cesped_stream.benchmark.evaluation_files import METRICS_FILE, write_evaluation
 from cesped_stream.benchmark.evaluation_report import evaluation_report
 from cesped_stream.benchmark.evaluation_result import Evaluation
+from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.predictions import read_predictions
 from cesped_stream.benchmark.protocol_page import protocol_page
 from cesped_stream.benchmark.report import half_words
@@ -34,7 +35,7 @@ from cesped_stream.training import fit
 
 from .finished import joined
 from .process import StopRequest, usable_cores
-from .replay_command import symmetry_of
+from .replay_command import say_written, symmetry_of
 from .stream_outcome import REPORT_NAME, StageBars
 from .stream_settings import ProtocolCommand
 from .tools import ROWS_AT_ONCE, WORK_FOLDER, posed_and_unposed, progress_bars, training_progress, unposed_path
@@ -70,7 +71,9 @@ def protocol_command(settings: ProtocolCommand, stop: StopRequest, console: Cons
     facts = _facts(read_manifest(checkpoint), settings)
     _write(evaluation, entry, settings, facts, _made_by(read_manifest(checkpoint), entry, settings), warnings)
     console.print(evaluation_report(evaluation, entry.name, [*warnings, f"Half-sets: {facts['half_words']}."]))
-    console.print(f"{settings.output}: predictions_0.star, predictions_1.star, metrics.json", highlight=False)
+    page = [settings.reporting.file or settings.output / REPORT_NAME] if settings.reporting.write else []
+    metrics = [settings.output / METRICS_FILE] if settings.reporting.write else []
+    say_written(console, [*page, *metrics, *stars, *([] if settings.checkpoint else [checkpoint])])
     return 0
 
 
@@ -160,20 +163,34 @@ def _check_half_mode(entry: Entry, settings: ProtocolCommand) -> None:
 def _begin_or_go_on(entry: Entry, settings: ProtocolCommand, symmetry: str) -> None:
     """Record what the folder is made with; InvalidSettingsError where it was begun with something else."""
     record = _record(entry, settings, symmetry)
-    file = settings.output / RECORD_NAME
+    file = output_folder(settings.output) / RECORD_NAME
     if not file.exists():
-        if settings.output.exists() and any(settings.output.iterdir()):
+        if any(settings.output.iterdir()):
             raise InvalidSettingsError(
                 f"output {settings.output}: not empty and not of this command; give another folder"
             )
-        settings.output.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(record, indent=1).encode() + b"\n")
         return
     before = json.loads(file.read_text())
-    if changed := sorted(key for key in before | record if before.get(key) != record.get(key)):
+    if changed := _changed(before, record):
         raise InvalidSettingsError(
-            f"{file}: begun with other {', '.join(changed)}; go on with the same, or give another output folder"
+            f"{file}: begun with {'; '.join(changed)}; go on with the same, or give another output folder"
         )
+
+
+def _changed(before: Any, now: Any, key: str = "") -> list[str]:
+    """Return what differs between two records, each with its dotted key and what it was and is."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted({*before, *now})
+        return [
+            text for name in names for text in _changed(before.get(name), now.get(name), f"{key}.{name}".strip("."))
+        ]
+    if before == now:
+        return []
+    if key.startswith("entry."):
+        return [f"another {key.removeprefix('entry.')}"]
+    given = [value if isinstance(value, str | int | float | None) else "others" for value in (before, now)]
+    return [f"{key} {given[0]!r}, now {given[1]!r}"]
 
 
 def _record(entry: Entry, settings: ProtocolCommand, symmetry: str) -> dict[str, Any]:

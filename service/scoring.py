@@ -7,9 +7,11 @@ from rich.console import Console
 
 from cesped_stream.benchmark.beside import read_run
 from cesped_stream.benchmark.compare import PREDICTED, STATUS_LABEL, Counts, compare
+from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.predictions import PredictionType, read_predictions
 from cesped_stream.benchmark.replay import TRUTH_NAME
 from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream, with_landed_names
+from cesped_stream.errors import InvalidStarError
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import BuiltinEngine
@@ -36,16 +38,19 @@ def score(
     `beside` are outputs of other replays and scores, which the page shows too.
     """
     runs = [read_run(folder) for folder in beside]
+    output_folder(output)
     truth_folder = replayed / "truth"
     statement = StreamStatement.read(truth_folder)
     truth = read_star(truth_folder / TRUTH_NAME)
     predicted = with_landed_names(read_predictions(stars), truth)
     symmetry = symmetry.upper() or statement.symmetry
+    counts = counts_of(predicted, truth, symmetry)
+    _check_any_landed(counts, predicted, truth)
     with progress_bars(console) as bars:
         measures = measure_stream(
             predicted,
             truth,
-            counts_of(predicted, truth, symmetry),
+            counts,
             symmetry,
             landing=replayed / "landing",
             engine=BuiltinEngine() if maps else None,
@@ -64,6 +69,17 @@ def counts_of(predicted: ParticleTable, truth: ParticleTable, symmetry: str) -> 
     if STATUS_LABEL not in predicted:
         predicted = predicted.with_columns({STATUS_LABEL: [PREDICTED] * len(predicted)})
     return compare([predicted], truth, symmetry).counts
+
+
+def _check_any_landed(counts: Counts, predicted: ParticleTable, truth: ParticleTable) -> None:
+    """Raise InvalidStarError where no row is of an image that landed in this replay."""
+    if counts.lost < counts.landed:
+        return
+    raise InvalidStarError(
+        f"{predicted.source or 'these stars'}: none of {len(predicted):,} rows is an image of this replay; they read "
+        f"{predicted.column('rlnImageName')[0]!r}, what landed {truth.column('rlnImageName')[0]!r}; are these poses of "
+        "this stream?"
+    )
 
 
 def _facts(statement: StreamStatement, stars: Sequence[Path], prediction_type: str) -> dict[str, object]:

@@ -157,6 +157,8 @@ def _confidence_notes(evaluation: Evaluation) -> list[str]:
     if confidence is None:
         return ["Confidence of the predictions: none, or not used."]
     notes = [f"Confidence: {confidence.label}; {confidence.effective_number:,.0f} particles' worth of weight."]
+    if evaluation.maps is not None and evaluation.maps.weighted is None:
+        notes.append("No weighted map: in a half-set the confidences are all 0, or all equal.")
     if confidence.within_15_deg_auc is not None:
         notes.append(f"It ranks a pose within 15° above another in {100 * confidence.within_15_deg_auc:.0f} % (AUC).")
     if confidence.junk_auc is not None:

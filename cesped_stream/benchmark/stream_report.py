@@ -162,7 +162,7 @@ def measure_stream(
         errors, maps = _along(evaluation, known, own, clock, points, on_progress)
     else:
         reason = reason or "no streamed particle has a pose to compare with a true one"
-    latency, with_model, batches = _latencies(times, index, model_seconds)
+    latency, with_model, batches = stream_latencies(times, index, model_seconds)
     return StreamMeasures(counts, evaluation, reason, latency, with_model, batches, errors, maps, facts or {})
 
 
@@ -205,9 +205,11 @@ def streamed(truth: ParticleTable) -> Int64:
     return np.flatnonzero([role == BatchRole.STREAMED for role in truth.column(ROLE_LABEL)])
 
 
-def _latencies(
+def stream_latencies(
     times: StreamTimes | None, index: Int64, model_seconds: float | None
 ) -> tuple[Latency | None, Latency | None, list[BatchLatency]]:
+    """Return the latency, from the last byte to the pose on disk, of the rows `index`, that of those which landed when
+    there was a model, and each batch's; nothing where no times are known."""
     if times is None:
         return None, None, []
     seconds = times.latencies_seconds()[index]

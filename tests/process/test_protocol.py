@@ -73,11 +73,14 @@ def test_a_second_start_does_nothing_twice_and_other_settings_are_refused(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in (*output.glob("*.star"), checkpoint_of(output))}
     metrics = (output / "metrics.json").read_bytes()
+    capsys.readouterr()
     assert main(words(root, "toy", output)) == 0
+    said = "".join(capsys.readouterr().out.split("open ")[-1].split())
+    assert said.startswith(f"{output}/report.html{output}/metrics.json{output}/predictions_0.star")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (output / "metrics.json").read_bytes() == metrics
     assert main([*words(root, "toy", output), "--training.seed", "9"]) == 2
-    assert "begun with other training" in capsys.readouterr().err
+    assert "begun with training.seed 0, now 9; go on" in capsys.readouterr().err
 
 
 def test_a_run_that_was_cut_after_one_half_ends_with_the_same_predictions(root: Path, output: Path) -> None:

@@ -78,12 +78,13 @@ def test_clean_lands_the_same_bytes_as_no_realism(entry: Entry, tmp_path: Path) 
 
 
 def test_a_session_lands_the_same_bytes_each_time_and_tells_nothing(entry: Entry, tmp_path: Path) -> None:
-    realism = {"preset": "session", "preferred_cone_deg": 45.0, "first_aligned": 60}
+    realism = {"preset": "session", "preferred_cone_deg": 45.0, "first_aligned": 2}
     truth, landing = landed(entry, tmp_path / "a", **realism)
     again, second = landed(entry, tmp_path / "b", **realism)
     assert truth.rows == again.rows
     files = sorted(landing.iterdir())
     assert [path.read_bytes() for path in files] == [path.read_bytes() for path in sorted(second.iterdir())]
+    assert {path.name for path in landing.glob("*.star")} >= {"aligned_0001.star", "batch_0001.star"}
     for path in landing.glob("*.star"):
         table = read_star(path)
         assert not {KIND_LABEL, TRUE_LABEL} & set(table.labels)
