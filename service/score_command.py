@@ -40,6 +40,12 @@ def add_score(commands: Any) -> None:
         help="output of a replay or another score that the page shows too; repeatable",
     )
     parser.add_argument("--no-maps", dest="_maps", action="store_false", help="poses only")
+    parser.add_argument(
+        "--no-confidence",
+        dest="_use_confidence",
+        action="store_false",
+        help="do not use cestreamConfidence (a figure of merit, often a picker's score, is never used here)",
+    )
     parser.add_argument("--points", dest="_points", type=int, default=9, help="moments of the stream to measure at")
     parser.add_argument(
         "--output", dest="_output", type=Path, help="folder of metrics.json and report.html (default: beside the star)"
@@ -69,6 +75,7 @@ def score_command(arguments: argparse.Namespace) -> int:
         points=arguments._points,
         console=console,
         beside=arguments._beside,
+        use_confidence=arguments._use_confidence,
     )
     counts = measures.counts
     console.print(

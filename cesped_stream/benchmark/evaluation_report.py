@@ -155,7 +155,7 @@ def _own_notes(evaluation: Evaluation) -> list[str]:
 def _confidence_notes(evaluation: Evaluation) -> list[str]:
     confidence = evaluation.confidence
     if confidence is None:
-        return ["Confidence of the predictions: none, or not used."]
+        return [f"Confidence of the predictions: none ({evaluation.why_no_confidence})."]
     notes = [f"Confidence: {confidence.label}; {confidence.effective_number:,.0f} particles' worth of weight."]
     if confidence.within_15_deg_auc is not None:
         notes.append(f"It ranks a pose within 15° above another in {100 * confidence.within_15_deg_auc:.0f} % (AUC).")

@@ -87,6 +87,8 @@ class Evaluation:
     """None where the predictions hold no confidence."""
     maps: ScoredMaps | None
     """None where no maps were asked for or nothing was predicted."""
+    why_no_confidence: str = ""
+    """Why `confidence` is None: none there, not to be used, or of values that no confidence has."""
     num_junk_in_maps: int = 0
     """Predicted rows that are no particles, and stand in the maps all the same: a session would not know."""
 
@@ -136,6 +138,7 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
         },
         "shifts": _json(evaluation.shifts),
         "confidence": _json(evaluation.confidence),
+        "why_no_confidence": evaluation.why_no_confidence or None,
         "maps": None if maps is None else _maps_json(evaluation, maps),
     }
 

@@ -22,6 +22,7 @@ from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import BuiltinEngine
+from cesped_stream_service.scoring import counts_of
 
 SETTINGS = ReplaySettings(first_aligned_micrographs=1, batch_rows=20)
 FACTS = {
@@ -99,6 +100,36 @@ def test_latency_is_told_of_every_streamed_particle(measures: StreamMeasures) ->
     assert [batch.num_particles for batch in measures.batches] == [20] * 5
     assert measures.latency.p50_seconds is not None
     assert 150 < measures.latency.p50_seconds < 170
+
+
+def test_views_without_psi_are_measured_and_counted(output: Path, truth: ParticleTable) -> None:
+    views = posed(truth).without(["rlnAnglePsi"])
+    result = measured(output, truth, views, engine=None, prediction_type=PredictionType.S2)
+    assert result.evaluation is not None
+    assert len(result.evaluation.errors_deg) == 100
+    counts = counts_of(views, truth, "C1", PredictionType.S2)
+    assert (counts.inferred, counts.unposed) == (100, 0)
+
+
+def test_a_pickers_score_weighs_nothing_in_a_stream(output: Path, truth: ParticleTable) -> None:
+    picker = posed(truth).without(["cestreamConfidence"])
+    for merit in ("0.5", "-1.5"):
+        scored = picker.with_columns({"rlnParticleFigureOfMerit": [merit] * len(picker)})
+        result = measured(output, truth, scored, engine=None).evaluation
+        assert result is not None
+        assert result.confidence is None
+        assert "cestreamConfidence" in result.why_no_confidence
+
+
+def test_the_half_map_curve_takes_no_shift_of_the_truth(output: Path, truth: ParticleTable) -> None:
+    exact = posed(truth, 0.0)
+    off = {f"rlnOrigin{axis}Angst": [f"{40.0 * (-1) ** k:.1f}" for k in range(len(truth))] for axis in "XY"}
+    right, wrong = (measured(output, truth, table).maps[-1] for table in (exact, exact.with_columns(off)))
+    assert right.to_truth_05_angstrom == wrong.to_truth_05_angstrom
+    assert right.half_to_half_0143_angstrom is not None
+    assert wrong.half_to_half_0143_angstrom is None or (
+        wrong.half_to_half_0143_angstrom > right.half_to_half_0143_angstrom
+    )
 
 
 @pytest.mark.parametrize("folder", ["landing/", "Extract/job007/", "J12/imported/001234567890123456789_"])
