@@ -35,7 +35,7 @@ from cesped_stream.training import fit
 from .finished import joined
 from .process import StopRequest, usable_cores
 from .replay_command import symmetry_of
-from .stream_outcome import REPORT_NAME, StageBars
+from .stream_outcome import REPORT_NAME, StageBars, stated_of
 from .stream_settings import ProtocolCommand
 from .tools import ROWS_AT_ONCE, WORK_FOLDER, posed_and_unposed, progress_bars, training_progress, unposed_path
 
@@ -67,7 +67,7 @@ def protocol_command(settings: ProtocolCommand, stop: StopRequest, console: Cons
         checkpoint = Path(settings.checkpoint) if settings.checkpoint else run.trained(stop)
         stars = [run.predicted(checkpoint, half, stop) for half in fit.HALVES]
         evaluation = run.evaluated(stars)
-    facts = _facts(read_manifest(checkpoint), settings)
+    facts = _facts(read_manifest(checkpoint), settings) | {"simulated": bool(stated_of(entry.folder))}
     _write(evaluation, entry, settings, facts, _made_by(read_manifest(checkpoint), entry, settings), warnings)
     console.print(evaluation_report(evaluation, entry.name, [*warnings, f"Half-sets: {facts['half_words']}."]))
     console.print(f"{settings.output}: predictions_0.star, predictions_1.star, metrics.json", highlight=False)

@@ -238,4 +238,6 @@ def _confidence(
         effective_number=effective_number(values),
         junk_auc=area_under_roc(values[particle], values[~particle]),
         within_15_deg_auc=area_under_roc(values[near], values[particle & ~near]),
+        num_within_15_deg=int(near.sum()),
+        num_beyond_15_deg=int((particle & ~near).sum()),
     )

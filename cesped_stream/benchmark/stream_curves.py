@@ -120,11 +120,11 @@ def cumulative_maps(
                     index = rows[images.index][own]
                     if len(index):
                         pixels = images.images[own]
-                        sums[half].add(pixels, ctf.select(index), rotations[index], shifts[index], group=group)
+                        sums[half].add(pixels, ctf.select(index), rotations[index], shifts[index])
                         filled[half] = True
             on_progress(int(rows[-1]) + 1)
         done = count
-        zero, one = (total.map() if any_row else None for total, any_row in zip(sums, filled, strict=True))
+        zero, one = (total.map(group=group) if any_row else None for total, any_row in zip(sums, filled, strict=True))
         yield count, (zero, one)
 
 

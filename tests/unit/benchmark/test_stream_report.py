@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from support.scored import small_entry, turned
 
 from cesped_stream.benchmark.beside import Run
 from cesped_stream.benchmark.compare import Counts, compare
 from cesped_stream.benchmark.entries import open_entry
+from cesped_stream.benchmark.evaluation_report import evaluation_report
 from cesped_stream.benchmark.plan import ROLE_LABEL, plan_replay
 from cesped_stream.benchmark.predictions import PredictionType
 from cesped_stream.benchmark.replay import LOG_NAME, TRUTH_NAME, replay
@@ -121,6 +123,30 @@ def test_a_pickers_score_weighs_nothing_in_a_stream(output: Path, truth: Particl
         assert "cestreamConfidence" in result.why_no_confidence
 
 
+def test_shifts_that_were_not_predicted_have_no_error(output: Path, truth: ParticleTable) -> None:
+    for kind, predicted in ((PredictionType.SO3, False), (PredictionType.SO3xR2, True)):
+        evaluation = measured(output, truth, posed(truth), engine=None, prediction_type=kind).evaluation
+        assert evaluation is not None
+        told = evaluation.to_json()["shifts"]
+        assert told["predicted"] is predicted
+        assert (told["together_angstrom"] is not None) is predicted
+
+
+@pytest.mark.parametrize(("wrong", "told"), [(29, False), (30, True)])
+def test_a_ranking_of_few_poses_is_not_told(output: Path, truth: ParticleTable, wrong: int, told: bool) -> None:
+    predicted = posed(truth)
+    streamed = np.flatnonzero(np.array(truth.column(ROLE_LABEL)) == "streamed")[:wrong]
+    degrees = np.where(np.isin(np.arange(len(truth)), streamed), 90.0, 5.0)
+    table = turned(truth.without([ROLE_LABEL]), degrees)
+    columns = {label: predicted.column(label) for label in ("cestreamStatus", "cestreamConfidence")}
+    evaluation = measured(output, truth, table.with_columns(columns), engine=None).evaluation
+    assert evaluation is not None
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(evaluation_report(evaluation, "t"))
+    assert ("It ranks a pose within 15°" in captured.get()) is told
+
+
 def test_the_half_map_curve_takes_no_shift_of_the_truth(output: Path, truth: ParticleTable) -> None:
     exact = posed(truth, 0.0)
     off = {f"rlnOrigin{axis}Angst": [f"{40.0 * (-1) ** k:.1f}" for k in range(len(truth))] for axis in "XY"}
@@ -229,7 +255,14 @@ def test_lost_particles_are_the_first_thing_to_act_on(output: Path, truth: Parti
     assert "Do not use these poses" not in read(stream_page(whole, "t")).text
 
 
-@pytest.mark.parametrize(("degrees", "advice"), [(5.0, "start a local refinement"), (120.0, "do not start a")])
+@pytest.mark.parametrize(
+    ("degrees", "advice"),
+    [
+        (5.0, "--sigma_ang 2.6"),
+        (25.0, "too wide for a local refinement. Refine globally"),
+        (120.0, "do not start a"),
+    ],
+)
 def test_what_to_do_next_follows_from_the_errors(
     output: Path, truth: ParticleTable, degrees: float, advice: str
 ) -> None:
