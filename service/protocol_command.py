@@ -21,7 +21,7 @@ from cesped_stream.benchmark.predictions import read_predictions
 from cesped_stream.benchmark.protocol_page import protocol_page
 from cesped_stream.benchmark.report import half_words
 from cesped_stream.benchmark.stream_report import why_no_maps
-from cesped_stream.benchmark.transfer import check_transfer, trained_on
+from cesped_stream.benchmark.transfer import check_transfer, trained_on, why_not_known_to_be_of_another_entry
 from cesped_stream.benchmark.truth_maps import truth_maps
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
@@ -36,7 +36,7 @@ from cesped_stream.training import fit
 from .finished import joined
 from .process import StopRequest, usable_cores
 from .replay_command import say_written, symmetry_of
-from .stream_outcome import REPORT_NAME, StageBars
+from .stream_outcome import REPORT_NAME, StageBars, stated_of
 from .stream_settings import ProtocolCommand
 from .tools import ROWS_AT_ONCE, WORK_FOLDER, posed_and_unposed, progress_bars, training_progress, unposed_path
 
@@ -68,7 +68,7 @@ def protocol_command(settings: ProtocolCommand, stop: StopRequest, console: Cons
         checkpoint = Path(settings.checkpoint) if settings.checkpoint else run.trained(stop)
         stars = [run.predicted(checkpoint, half, stop) for half in fit.HALVES]
         evaluation = run.evaluated(stars)
-    facts = _facts(read_manifest(checkpoint), settings)
+    facts = _facts(read_manifest(checkpoint), settings) | {"simulated": bool(stated_of(entry.folder))}
     _write(evaluation, entry, settings, facts, _made_by(read_manifest(checkpoint), entry, settings), warnings)
     console.print(evaluation_report(evaluation, entry.name, [*warnings, f"Half-sets: {facts['half_words']}."]))
     page = [settings.reporting.file or settings.output / REPORT_NAME] if settings.reporting.write else []
@@ -151,8 +151,15 @@ def _check_half_mode(entry: Entry, settings: ProtocolCommand) -> None:
     """Refuse poses of particles by the model that was trained on them."""
     if settings.half_mode == "cross_half":
         return
-    name = read_manifest(Path(settings.checkpoint)).trained_on if settings.checkpoint else entry.name
-    if name == entry.name:
+    if settings.checkpoint:
+        manifest = read_manifest(Path(settings.checkpoint))
+        if why := why_not_known_to_be_of_another_entry(manifest, entry.name):
+            raise InvalidSettingsError(
+                f"half_mode gold_standard with checkpoint {settings.checkpoint}: {why}, so each half's model may pose "
+                f"the very particles of {entry.name} that it was trained on; use cross_half, or a checkpoint that "
+                "`cesped-stream protocol` trained on another entry"
+            )
+    else:
         raise InvalidSettingsError(
             "half_mode gold_standard: each half's model would pose the very particles that it was trained on, and the "
             "errors would flatter it; use cross_half, or hold particles out: `cesped-stream replay ENTRY --protocol "
@@ -228,7 +235,7 @@ def _facts(manifest: CheckpointManifest, settings: ProtocolCommand) -> dict[str,
 
 
 def _made_by(manifest: CheckpointManifest, entry: Entry, settings: ProtocolCommand) -> list[tuple[str, str]]:
-    transfer = "another entry (generalisation, section 3.3)" if settings.checkpoint else "this entry (section 2.5)"
+    transfer = _transfer_words(manifest, entry) if settings.checkpoint else "this entry (section 2.5)"
     return [
         ("entry", entry.name),
         ("training", f"{transfer}: {trained_on(manifest)}"),
@@ -244,6 +251,12 @@ def _made_by(manifest: CheckpointManifest, entry: Entry, settings: ProtocolComma
     ]
 
 
+def _transfer_words(manifest: CheckpointManifest, entry: Entry) -> str:
+    if why := why_not_known_to_be_of_another_entry(manifest, entry.name):
+        return f"not known to be of another entry ({why})"
+    return "another entry (generalisation, section 3.3)"
+
+
 def _write(
     evaluation: Evaluation,
     entry: Entry,
@@ -256,6 +269,6 @@ def _write(
         return
     context = {"target": entry.name, **facts, "warnings": warnings}
     write_evaluation(evaluation, settings.output, entry.name, context=context)
-    what = "posed by a checkpoint of another entry" if settings.checkpoint else "2-fold protocol"
+    what = "posed by a given checkpoint" if settings.checkpoint else "2-fold protocol"
     page = protocol_page(evaluation, f"{entry.name}: {what}", facts, made_by, warnings)
     write_whole(settings.reporting.file or settings.output / REPORT_NAME, page.encode())

@@ -39,6 +39,12 @@ def add_score(commands: Any) -> None:
     )
     parser.add_argument("--no-maps", dest="_maps", action="store_false", help="poses only")
     parser.add_argument(
+        "--no-confidence",
+        dest="_use_confidence",
+        action="store_false",
+        help="do not use cestreamConfidence (a figure of merit, often a picker's score, is never used here)",
+    )
+    parser.add_argument(
         "--points",
         dest="_points",
         type=_points,
@@ -84,6 +90,7 @@ def score_command(arguments: argparse.Namespace) -> int:
         points=arguments._points,
         console=console,
         beside=arguments._beside,
+        use_confidence=arguments._use_confidence,
     )
     counts = measures.counts
     console.print(

@@ -8,7 +8,7 @@ from rich.console import Console
 from cesped_stream.benchmark.beside import read_run
 from cesped_stream.benchmark.compare import PREDICTED, STATUS_LABEL, Counts, compare
 from cesped_stream.benchmark.output_folder import output_folder
-from cesped_stream.benchmark.predictions import PredictionType, read_predictions
+from cesped_stream.benchmark.predictions import ANGLE_LABELS, PredictionType, read_predictions
 from cesped_stream.benchmark.replay import TRUTH_NAME
 from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream, with_landed_names
 from cesped_stream.errors import InvalidStarError
@@ -31,6 +31,7 @@ def score(
     maps: bool,
     points: int,
     console: Console,
+    use_confidence: bool = True,
     beside: Sequence[Path] = (),
 ) -> StreamMeasures:
     """Score `stars` against the replay whose output folder is `replayed`; write metrics.json and report.html.
@@ -44,7 +45,7 @@ def score(
     truth = read_star(truth_folder / TRUTH_NAME)
     predicted = with_landed_names(read_predictions(stars), truth)
     symmetry = symmetry.upper() or statement.symmetry
-    counts = counts_of(predicted, truth, symmetry)
+    counts = counts_of(predicted, truth, symmetry, PredictionType(prediction_type))
     _check_any_landed(counts, predicted, truth)
     with progress_bars(console) as bars:
         measures = measure_stream(
@@ -56,6 +57,7 @@ def score(
             engine=BuiltinEngine() if maps else None,
             prediction_type=PredictionType(prediction_type),
             points=points,
+            use_confidence=use_confidence,
             facts=_facts(statement, stars, prediction_type),
             on_progress=StageBars(bars),
         )
@@ -64,8 +66,15 @@ def score(
     return measures
 
 
-def counts_of(predicted: ParticleTable, truth: ParticleTable, symmetry: str) -> Counts:
-    """Return the counts of a tool's rows; a row of a tool that has no `cestreamStatus` is a prediction."""
+def counts_of(
+    predicted: ParticleTable, truth: ParticleTable, symmetry: str, prediction_type: PredictionType = PredictionType.SO3
+) -> Counts:
+    """Return the counts of a tool's rows; a row of a tool that has no `cestreamStatus` is a prediction.
+
+    A view (S2) is a pose here whatever its psi, if there is one at all.
+    """
+    for label in (label for label in ANGLE_LABELS if label not in prediction_type.angle_labels):
+        predicted = predicted.with_columns({label: ["0.000000"] * len(predicted)})
     if STATUS_LABEL not in predicted:
         predicted = predicted.with_columns({STATUS_LABEL: [PREDICTED] * len(predicted)})
     return compare([predicted], truth, symmetry).counts

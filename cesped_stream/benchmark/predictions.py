@@ -123,7 +123,7 @@ def match_predictions(
     _check_columns(predicted, prediction_type)
     of_truth = _predicted_row_of_each(truth, predicted)
     # One more, false, for -1 to find: the particles that have no prediction.
-    posed = np.append(_has_angles(predicted, prediction_type.angle_labels), False)
+    posed = np.append(has_angles(predicted, prediction_type.angle_labels), False)
     is_given = np.append(_is(predicted, STATUS_LABEL, GIVEN), False)[of_truth]
     rows = np.flatnonzero(posed[of_truth] & ~is_given)
     particle = is_particle(truth)
@@ -181,12 +181,16 @@ def complete_views(true: Float64, views: Float64, group: Float64) -> Float64:
     return np.asarray(_shortest_turns(mates[:, :, 2], views) @ mates, np.float64)
 
 
-def prediction_confidence(predicted: ParticleTable) -> tuple[Float64, str] | None:
+def prediction_confidence(
+    predicted: ParticleTable, labels: Sequence[str] = CONFIDENCE_LABELS
+) -> tuple[Float64, str] | None:
     """Return the predictions' confidences `(n,)` and the column they stand in; None where there is none.
+
+    `labels`: the columns that may be one, the first that is there counts.
 
     Raises InvalidStarError where a value is negative or not finite: such a column is no confidence.
     """
-    label = next((label for label in CONFIDENCE_LABELS if label in predicted), None)
+    label = next((label for label in labels if label in predicted), None)
     if label is None:
         return None
     confidence = predicted.numbers(label)
@@ -262,7 +266,8 @@ def _check_columns(predicted: ParticleTable, prediction_type: PredictionType) ->
         )
 
 
-def _has_angles(table: ParticleTable, labels: Sequence[str]) -> NDArray[np.bool_]:
+def has_angles(table: ParticleTable, labels: Sequence[str]) -> NDArray[np.bool_]:
+    """Return `(n,)`: whether these angles, columns of `table`, are all finite and none is RELION's "unset"."""
     angles = np.stack([table.numbers(label) for label in labels])
     return np.asarray((np.isfinite(angles) & ~np.isin(angles, UNSET_ANGLES_DEG)).all(0), np.bool_)
 
