@@ -5,9 +5,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cesped_stream.errors import CespedStreamError
+from cesped_stream.errors import CespedStreamError, TransientError
 
 ERROR_EXIT_CODE = 2
+RETRY_EXIT_CODE = 75
+"""As `cesped-stream` ends: a file that is not there now, a full disk."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,13 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Score what the arguments say and print the report; return 0, or 2 with one line on stderr."""
+    """Score what the arguments say and print the report; return 0, or with one line on stderr 2, or 75 (try later)."""
     arguments = vars(build_parser().parse_args(argv))
     try:
         _evaluate(arguments)
     except CespedStreamError as error:
         print(f"evaluate_entry: error: {error}", file=sys.stderr)
-        return ERROR_EXIT_CODE
+        return RETRY_EXIT_CODE if isinstance(error, TransientError) else ERROR_EXIT_CODE
     return 0
 
 

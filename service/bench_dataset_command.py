@@ -21,6 +21,7 @@ def add_bench_dataset(bench: Any) -> None:
 
 
 def bench_dataset_command(arguments: argparse.Namespace) -> int:
+    """Measure, and print a table or JSON."""
     from rich.console import Console
 
     from cesped_stream.benchmark.bench_dataset import bench_dataset, dataset_table

@@ -2,12 +2,13 @@
 
 import argparse
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pydantic_settings import BaseSettings, CliSettingsSource
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 
@@ -25,6 +26,9 @@ from .stream_words import PROTOCOL_WORDS, REPLAY_WORDS, add_words, with_words
 ERROR_EXIT_CODE = 2
 RETRY_EXIT_CODE = 75
 """sysexits' EX_TEMPFAIL: a mount that is away, a full disk. `run` and systemd start the role again."""
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE})
+"""What a file system says that no command could have known before: told in a line, not as a traceback."""
 
 OVERVIEW = """\
 Poses for cryo-EM particles while the microscope is still collecting.
@@ -72,6 +76,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Usage(f"{message}; see `{self.prog} --help`")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if "_command" in found and not hasattr(found, "_flags"):
+            flags = tuple(flag for action in self._actions for flag in action.option_strings if flag.startswith("--"))
+            found._flags = flags
+        return found, unknown
+
 
 class SettingsArguments:
     """A settings class as command-line options with dotted names, described by its fields."""
@@ -91,8 +102,21 @@ class SettingsArguments:
     def given(self, arguments: argparse.Namespace) -> Mapping[str, Any]:
         """Return the options that were given, nested."""
         known = {key: value for key, value in vars(arguments).items() if not key.startswith("_")}
-        values: Mapping[str, Any] = self._source(parsed_args=known)()
+        self._refuse_groups_as_settings(known)
+        try:
+            values: Mapping[str, Any] = self._source(parsed_args=known)()
+        except SettingsError as error:
+            raise Usage(f"settings: {error}") from None
         return values
+
+    def _refuse_groups_as_settings(self, known: Mapping[str, Any]) -> None:
+        """Raise Usage where a group of settings was given a word; JSON is the source's."""
+        keys = known_keys(self.kind)
+        for name, value in known.items():
+            settings = [key for key in keys if key.startswith(f"{name}.")]
+            if settings and isinstance(value, str) and not value.lstrip().startswith("{"):
+                key = f"{name}.preset" if f"{name}.preset" in settings else settings[0]
+                raise Usage(f"--{name} {value}: is a group of settings; say which one, --{key} {value}")
 
 
 def build_parser(wanted: str = "") -> argparse.ArgumentParser:
@@ -233,6 +257,7 @@ def session_settings(arguments: argparse.Namespace) -> SessionSettings:
 def _unknown_option(unknown: Sequence[str], arguments: argparse.Namespace) -> Usage:
     options = getattr(arguments, "_options", None)
     keys = [f"--{key}" for key in known_keys(options.kind)] if options is not None else []
+    keys += getattr(arguments, "_flags", ())
     close = difflib.get_close_matches(unknown[0].partition("=")[0], keys, n=1)
     hint = f"did you mean {close[0]}?" if close else "--help lists the options"
     return Usage(f"unknown option {' '.join(unknown)}; {hint}")
@@ -242,20 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0 done, 2 for an error that the user can act on, 75 for one that a later
     start may not meet; either says so in one line on stderr."""
     try:
-        words = list(sys.argv[1:] if argv is None else argv)
-        parser = build_parser(next((word for word in words if not word.startswith("-")), ""))
-        arguments, unknown = parser.parse_known_args(words)
-        if unknown:
-            raise _unknown_option(unknown, arguments)
-        if arguments._version:
-            from cesped_stream import __version__
-
-            print(__version__)
-            return 0
-        if not hasattr(arguments, "_command"):
-            parser.print_help()
-            return 0
-        return int(arguments._command(arguments))
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except CespedStreamError as error:
         print(f"cesped-stream: error: {error}", file=sys.stderr)
         # Another coordinator runs on the session: starting again and again would not end it.
@@ -267,6 +279,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe (head, less) left: nothing more to say, and no traceback at exit.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"cesped-stream: error: {_disk_words(error)}", file=sys.stderr)
+        return RETRY_EXIT_CODE
+
+
+def _run(words: list[str]) -> int:
+    parser = build_parser(next((word for word in words if not word.startswith("-")), ""))
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise _unknown_option(unknown, arguments)
+    if arguments._version:
+        from cesped_stream import __version__
+
+        print(__version__)
+        return 0
+    if not hasattr(arguments, "_command"):
+        parser.print_help()
+        return 0
+    return int(arguments._command(arguments))
+
+
+def _disk_words(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "make room and start again" if full else "may this user write there, is its mount there?"
+    return f"{where}{error.strerror}; {remedy}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.benchmark.examples import save_examples
+from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.stream_realism import for_demo, for_simulation
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.imaging.entry import write_entry
@@ -34,6 +35,7 @@ def simulate_command(settings: SimulateCommand, console: Console) -> int:
         raise InvalidSettingsError(
             f"output: {settings.output} holds an entry that is not simulated; give another folder"
         )
+    output_folder(settings.output)
     with progress_bars(console) as bars:
         stated = simulate(settings.simulate, settings.output, bars, for_simulation(settings.realism))
     console.print(f"{settings.output}: {stated}")

@@ -45,14 +45,8 @@ def add_evaluate(commands: Any) -> None:
             f"--half{half}", dest=f"_half{half}", type=Path, metavar="STAR", help=f"predictions of half-set {half}"
         )
     parser.add_argument("--predictions", dest="_predictions", type=Path, metavar="STAR", help="or of both, in one star")
-    parser.add_argument(
-        "--prediction-type",
-        dest="_prediction_type",
-        choices=("S2", "SO3", "SO3xR2"),
-        default="SO3",
-        help="what was predicted: rot and tilt, the rotation (default), rotation and shift",
-    )
-    parser.add_argument("--symmetry", dest="_symmetry", help="point group; default: the entry's")
+    add_prediction_type(parser)
+    parser.add_argument("--symmetry", dest="_symmetry", metavar="NAME", help="point group; default: the entry's")
     parser.add_argument(
         "--mask",
         dest="_mask",
@@ -73,6 +67,43 @@ def add_evaluate(commands: Any) -> None:
     )
     add_root_argument(parser)
     _add_engine(parser.add_argument_group("engine"))
+    parser.set_defaults(_defaults={name: parser.get_default(name) for name in _OF_MAPS})
+
+
+def add_prediction_type(parser: argparse.ArgumentParser) -> None:
+    """Give a command `--prediction-type`."""
+    parser.add_argument(
+        "--prediction-type",
+        dest="_prediction_type",
+        choices=("S2", "SO3", "SO3xR2"),
+        default="SO3",
+        help="what was predicted: S2, rot and tilt; SO3 (default), the rotation; SO3xR2, rotation and shift. The rest "
+        "is taken from the truth",
+    )
+
+
+_OF_MAPS = (
+    *("_mask", "_use_confidence", "_cache", "_engine", "_device", "_relion_folder", "_skip_gridding"),
+    *("_processes", "_mpirun", "_singularity_image"),
+)
+_OF_RELION = ("_relion_folder", "_skip_gridding", "_processes", "_mpirun", "_singularity_image")
+
+
+def _refuse_without_effect(arguments: argparse.Namespace) -> None:
+    """Raise InvalidSettingsError for options that are given and that the others leave nothing to say."""
+    if arguments._poses_only and (given := _given(arguments, _OF_MAPS)):
+        raise InvalidSettingsError(f"{given}: of maps, and --poses-only makes none; leave one of them out")
+    if arguments._engine != "relion" and (given := _given(arguments, _OF_RELION)):
+        raise InvalidSettingsError(f"{given}: of RELION; add --engine relion, or leave it out")
+    if arguments._engine == "relion" and (given := _given(arguments, ("_device",))):
+        raise InvalidSettingsError(f"{given}: of the builtin engine; leave it out with --engine relion")
+
+
+def _given(arguments: argparse.Namespace, names: tuple[str, ...]) -> str:
+    """Return the options among these that do not have their default."""
+    said = [name for name in names if getattr(arguments, name) != arguments._defaults[name]]
+    flags = {"_use_confidence": "--no-confidence"}
+    return ", ".join(flags.get(name, "--" + name.strip("_").replace("_", "-")) for name in said)
 
 
 def engine_settings(arguments: argparse.Namespace) -> "EngineSettings":
@@ -101,7 +132,9 @@ def _add_engine(group: Any) -> None:
     group.add_argument("--device", dest="_device", choices=("auto", "cuda", "cpu"), default="auto", help="of builtin")
     group.add_argument("--relion-folder", dest="_relion_folder", type=Path, metavar="FOLDER", help="default: PATH")
     group.add_argument("--skip-gridding", dest="_skip_gridding", action="store_true", help="RELION without gridding")
-    group.add_argument("--processes", dest="_processes", type=int, default=1, help="of RELION, under mpirun")
+    group.add_argument(
+        "--processes", dest="_processes", type=int, default=1, metavar="N", help="of RELION, under mpirun"
+    )
     group.add_argument("--mpirun", dest="_mpirun", default="mpirun", metavar="COMMAND", help="default: mpirun")
     group.add_argument(
         "--singularity-image", dest="_singularity_image", type=Path, metavar="FILE", help="an image with RELION"
@@ -110,6 +143,7 @@ def _add_engine(group: Any) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     stars = _prediction_stars(arguments)
+    _refuse_without_effect(arguments)
     from rich.console import Console
 
     from cesped_stream.benchmark.cesped_evaluate import prediction_type_of
@@ -117,9 +151,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from cesped_stream.benchmark.evaluate_target import CACHE_FOLDER, evaluate_target
     from cesped_stream.benchmark.evaluation_files import write_evaluation
     from cesped_stream.benchmark.evaluation_report import evaluation_report
+    from cesped_stream.benchmark.output_folder import output_folder
     from cesped_stream.reconstruction.engine import engine_from
 
     root, console = benchmark_root(arguments), Console()
+    if arguments._output is not None:
+        output_folder(arguments._output)
     with _progress(console) as on_progress:
         result = evaluate_target(
             find_entry(arguments._target, root),

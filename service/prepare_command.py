@@ -18,10 +18,14 @@ def add_preprocess(entries: Any) -> None:
         "Poses and shifts stay; the copy's stars say what its images carry.",
     )
     parser.add_argument("_target", metavar="TARGET", help="an entry's name, or the path of one")
-    parser.add_argument("--output", dest="_output", type=Path, required=True, help="folder of the copy; must not exist")
+    parser.add_argument(
+        "--output", dest="_output", type=Path, required=True, metavar="FOLDER", help="the copy; must not exist"
+    )
     parser.add_argument("--image-size", dest="image_size", type=int, metavar="PIXELS", help="default: no resize")
-    parser.add_argument("--crop", dest="crop_fraction", type=float, help="share of the side cut away; default: 0.25")
-    parser.add_argument("--ctf", dest="ctf_correction", help="none, phase_flip (default) or multiply")
+    parser.add_argument(
+        "--crop", dest="crop_fraction", type=float, metavar="SHARE", help="share of the side cut away; default: 0.25"
+    )
+    parser.add_argument("--ctf", dest="ctf_correction", metavar="HOW", help="none, phase_flip (default) or multiply")
     parser.add_argument("--no-normalise", dest="normalise", action="store_false", default=None, help="keep the values")
     parser.add_argument("--half", dest="_half", type=int, choices=(0, 1), help="one half-set only; default: both")
     add_root_argument(parser)
@@ -29,6 +33,7 @@ def add_preprocess(entries: Any) -> None:
 
 
 def preprocess_command(arguments: argparse.Namespace) -> int:
+    """Write the copy and say what it is."""
     from pydantic import ValidationError
     from rich.console import Console
 

@@ -13,14 +13,15 @@ from rich.progress import Progress
 
 from cesped_stream.benchmark.entries import Entry, find_entry
 from cesped_stream.benchmark.evaluation import evaluate_poses
-from cesped_stream.benchmark.evaluation_files import write_evaluation
+from cesped_stream.benchmark.evaluation_files import METRICS_FILE, write_evaluation
 from cesped_stream.benchmark.evaluation_report import evaluation_report
 from cesped_stream.benchmark.evaluation_result import Evaluation
+from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.predictions import read_predictions
 from cesped_stream.benchmark.protocol_page import protocol_page
 from cesped_stream.benchmark.report import half_words
 from cesped_stream.benchmark.stream_report import why_no_maps
-from cesped_stream.benchmark.transfer import check_transfer, trained_on
+from cesped_stream.benchmark.transfer import check_transfer, trained_on, why_not_known_to_be_of_another_entry
 from cesped_stream.benchmark.truth_maps import truth_maps
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
@@ -35,8 +36,8 @@ from cesped_stream.training import fit
 
 from .finished import joined
 from .process import StopRequest, usable_cores
-from .replay_command import symmetry_of
-from .stream_outcome import REPORT_NAME, StageBars
+from .replay_command import say_written, symmetry_of
+from .stream_outcome import REPORT_NAME, StageBars, stated_of
 from .stream_settings import ProtocolCommand
 from .tools import ROWS_AT_ONCE, WORK_FOLDER, posed_and_unposed, progress_bars, training_progress, unposed_path
 
@@ -68,10 +69,12 @@ def protocol_command(settings: ProtocolCommand, stop: StopRequest, console: Cons
         checkpoint = Path(settings.checkpoint) if settings.checkpoint else run.trained(stop)
         stars = [run.predicted(checkpoint, half, stop) for half in fit.HALVES]
         evaluation = run.evaluated(stars)
-    facts = _facts(read_manifest(checkpoint), settings)
+    facts = _facts(read_manifest(checkpoint), settings) | {"simulated": bool(stated_of(entry.folder))}
     _write(evaluation, entry, settings, facts, _made_by(read_manifest(checkpoint), entry, settings), warnings)
     console.print(evaluation_report(evaluation, entry.name, [*warnings, f"Half-sets: {facts['half_words']}."]))
-    console.print(f"{settings.output}: predictions_0.star, predictions_1.star, metrics.json", highlight=False)
+    page = [settings.reporting.file or settings.output / REPORT_NAME] if settings.reporting.write else []
+    metrics = [settings.output / METRICS_FILE] if settings.reporting.write else []
+    say_written(console, [*page, *metrics, *stars, *([] if settings.checkpoint else [checkpoint])])
     return 0
 
 
@@ -150,8 +153,15 @@ def _check_half_mode(entry: Entry, settings: ProtocolCommand) -> None:
     """Refuse poses of particles by the model that was trained on them."""
     if settings.half_mode == "cross_half":
         return
-    name = read_manifest(Path(settings.checkpoint)).trained_on if settings.checkpoint else entry.name
-    if name == entry.name:
+    if settings.checkpoint:
+        manifest = read_manifest(Path(settings.checkpoint))
+        if why := why_not_known_to_be_of_another_entry(manifest, entry.name):
+            raise InvalidSettingsError(
+                f"half_mode gold_standard with checkpoint {settings.checkpoint}: {why}, so each half's model may pose "
+                f"the very particles of {entry.name} that it was trained on; use cross_half, or a checkpoint that "
+                "`cesped-stream protocol` trained on another entry"
+            )
+    else:
         raise InvalidSettingsError(
             "half_mode gold_standard: each half's model would pose the very particles that it was trained on, and the "
             "errors would flatter it; use cross_half, or hold particles out: `cesped-stream replay ENTRY --protocol "
@@ -162,20 +172,34 @@ def _check_half_mode(entry: Entry, settings: ProtocolCommand) -> None:
 def _begin_or_go_on(entry: Entry, settings: ProtocolCommand, symmetry: str) -> None:
     """Record what the folder is made with; InvalidSettingsError where it was begun with something else."""
     record = _record(entry, settings, symmetry)
-    file = settings.output / RECORD_NAME
+    file = output_folder(settings.output) / RECORD_NAME
     if not file.exists():
-        if settings.output.exists() and any(settings.output.iterdir()):
+        if any(settings.output.iterdir()):
             raise InvalidSettingsError(
                 f"output {settings.output}: not empty and not of this command; give another folder"
             )
-        settings.output.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(record, indent=1).encode() + b"\n")
         return
     before = json.loads(file.read_text())
-    if changed := sorted(key for key in before | record if before.get(key) != record.get(key)):
+    if changed := _changed(before, record):
         raise InvalidSettingsError(
-            f"{file}: begun with other {', '.join(changed)}; go on with the same, or give another output folder"
+            f"{file}: begun with {'; '.join(changed)}; go on with the same, or give another output folder"
         )
+
+
+def _changed(before: Any, now: Any, key: str = "") -> list[str]:
+    """Return what differs between two records, each with its dotted key and what it was and is."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted({*before, *now})
+        return [
+            text for name in names for text in _changed(before.get(name), now.get(name), f"{key}.{name}".strip("."))
+        ]
+    if before == now:
+        return []
+    if key.startswith("entry."):
+        return [f"another {key.removeprefix('entry.')}"]
+    given = [value if isinstance(value, str | int | float | None) else "others" for value in (before, now)]
+    return [f"{key} {given[0]!r}, now {given[1]!r}"]
 
 
 def _record(entry: Entry, settings: ProtocolCommand, symmetry: str) -> dict[str, Any]:
@@ -213,7 +237,7 @@ def _facts(manifest: CheckpointManifest, settings: ProtocolCommand) -> dict[str,
 
 
 def _made_by(manifest: CheckpointManifest, entry: Entry, settings: ProtocolCommand) -> list[tuple[str, str]]:
-    transfer = "another entry (generalisation, section 3.3)" if settings.checkpoint else "this entry (section 2.5)"
+    transfer = _transfer_words(manifest, entry) if settings.checkpoint else "this entry (section 2.5)"
     return [
         ("entry", entry.name),
         ("training", f"{transfer}: {trained_on(manifest)}"),
@@ -229,6 +253,12 @@ def _made_by(manifest: CheckpointManifest, entry: Entry, settings: ProtocolComma
     ]
 
 
+def _transfer_words(manifest: CheckpointManifest, entry: Entry) -> str:
+    if why := why_not_known_to_be_of_another_entry(manifest, entry.name):
+        return f"not known to be of another entry ({why})"
+    return "another entry (generalisation, section 3.3)"
+
+
 def _write(
     evaluation: Evaluation,
     entry: Entry,
@@ -241,6 +271,6 @@ def _write(
         return
     context = {"target": entry.name, **facts, "warnings": warnings}
     write_evaluation(evaluation, settings.output, entry.name, context=context)
-    what = "posed by a checkpoint of another entry" if settings.checkpoint else "2-fold protocol"
+    what = "posed by a given checkpoint" if settings.checkpoint else "2-fold protocol"
     page = protocol_page(evaluation, f"{entry.name}: {what}", facts, made_by, warnings)
     write_whole(settings.reporting.file or settings.output / REPORT_NAME, page.encode())

@@ -1,7 +1,7 @@
 """`cesped-stream replay`: an entry lands as a stream, is answered, and what came of it is told. `demo` runs it too."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cesped_stream.benchmark.beside import Run, read_run
 from cesped_stream.benchmark.compare import Comparison, compare
 from cesped_stream.benchmark.entries import Entry, find_entry
+from cesped_stream.benchmark.evaluation_files import METRICS_FILE
 from cesped_stream.benchmark.figure import save_figure
+from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.plan import BatchRole, ReplayPlan, plan_replay
 from cesped_stream.benchmark.pose_ways import errors_of_ways, inferred_rows, limit_of_noise, proposers_of
 from cesped_stream.benchmark.predictions import read_predictions
@@ -28,8 +30,14 @@ from cesped_stream.benchmark.report import (
     write_summary,
 )
 from cesped_stream.benchmark.stream_realism import for_replay, in_session_order
-from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream, with_landed_stacks
-from cesped_stream.benchmark.stream_times import StreamTimes, first_pose_seconds, stream_times
+from cesped_stream.benchmark.stream_report import (
+    StreamMeasures,
+    measure_stream,
+    stream_latencies,
+    streamed,
+    with_landed_stacks,
+)
+from cesped_stream.benchmark.stream_times import Latency, StreamTimes, first_pose_seconds, stream_times
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.export.star import export_star
 from cesped_stream.imaging.entry import TRUTH_MAP
@@ -69,6 +77,7 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Take the time of what is done meanwhile, however it ends."""
         start = time.monotonic()
         try:
             yield
@@ -102,6 +111,7 @@ def stream_and_report(
 ) -> None:
     """Stream an entry into a session on this machine, and write and print what came of it."""
     settings = settings.model_copy(update={"replay": in_session_order(settings.replay, entry.folder)})
+    output_folder(report_file(settings).parent)
     beside = tuple(read_run(folder) for folder in settings.reporting.beside)  # what is wrong there is said first
     session = session_settings(settings, symmetry_of(entry, settings))
     plan = plan_replay(entry, settings.replay, realism, symmetry=session.training.symmetry)
@@ -118,9 +128,16 @@ def stream_and_report(
     with stages.stage("report"):
         summary = _Outcome(entry, settings, session, record, statement, beside).write(stages, start, console)
     console.print(summary_table(summary))
-    files = [settings.output / "figure.png", settings.output / "poses.star"]
-    files += [report_file(settings)] if settings.reporting.write else []
-    console.print("   ".join(str(file) for file in files), highlight=False, soft_wrap=True)
+    told = [report_file(settings), settings.output / METRICS_FILE] if settings.reporting.write else []
+    files = [*told, *(settings.output / name for name in ("poses.star", "summary.json", "figure.png"))]
+    say_written(console, files)
+
+
+def say_written(console: Console, files: Sequence[Path]) -> None:
+    """Name the files that a command leaves; the first is the one to open."""
+    console.print(f"open {files[0]}", highlight=False, markup=False, soft_wrap=True)
+    for file in files[1:]:
+        console.print(f"     {file}", highlight=False, markup=False, soft_wrap=True)
 
 
 def report_file(settings: StreamCommand) -> Path:
@@ -206,7 +223,7 @@ class _Outcome:
         stated = stated_of(self.entry.folder)
         rows = inferred_rows(comparison, exported)
         facts = replace(
-            _facts(self.settings, self.record, manifest, stages, start, stated),
+            _facts(self.settings, self.record, manifest, stages, start, stated, self._latencies(truth)),
             proposer=proposers_of(rows),
             first_pose_seconds=first_pose_seconds(self._times(truth), truth),
             pose_errors=errors_of_ways(comparison, rows) | self._limit(comparison, manifest),
@@ -284,6 +301,11 @@ class _Outcome:
             "replay": dict(self.statement.replay),
         }
 
+    def _latencies(self, truth: ParticleTable) -> tuple[Latency | None, Latency | None]:
+        """What the page tells too: of streamed particles, from their batch's last byte. (The session's own status
+        counts from when it first saw a file, and every batch.)"""
+        return stream_latencies(self._times(truth), streamed(truth), _model_seconds(self.record))[:2]
+
     def _times(self, truth: ParticleTable) -> StreamTimes:
         committed = committed_at(SessionFolder.of(self.session))
         return stream_times(self.settings.output / "truth" / LOG_NAME, truth, committed)
@@ -315,14 +337,15 @@ def _facts(
     stages: Stages,
     start: float,
     stated: dict[str, Any],
+    latencies: tuple[Latency | None, Latency | None],
 ) -> RunFacts:
-    status = record.status
+    status, (every, with_model) = record.status, latencies
     return RunFacts(
         half_mode=settings.half_mode,
-        latency_p50_seconds=status.latency.p50_seconds,
-        latency_p95_seconds=status.latency.p95_seconds,
-        latency_with_model_p50_seconds=status.latency_with_model.p50_seconds,
-        latency_with_model_p95_seconds=status.latency_with_model.p95_seconds,
+        latency_p50_seconds=every.p50_seconds if every else None,
+        latency_p95_seconds=every.p95_seconds if every else None,
+        latency_with_model_p50_seconds=with_model.p50_seconds if with_model else None,
+        latency_with_model_p95_seconds=with_model.p95_seconds if with_model else None,
         training_seconds=status.training.seconds if status.training else None,
         total_seconds=time.monotonic() - start,
         particles_per_second=record.particles_per_second,
@@ -369,8 +392,8 @@ def progress_bars(console: Console) -> Progress:
 
 
 def refuse_used_output(output: Path) -> None:
-    """Raise InvalidSettingsError where the output folder holds anything."""
-    if output.exists() and any(output.iterdir()):
+    """Make the output folder; InvalidSettingsError where it holds anything, else as `output_folder`."""
+    if any(output_folder(output).iterdir()):
         raise InvalidSettingsError(f"output {output}: not empty; remove it or give another folder")
 
 

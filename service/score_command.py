@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .evaluate_command import add_prediction_type
+
 OUTPUT_NAME = "score"
 
 
@@ -21,15 +23,11 @@ def add_score(commands: Any) -> None:
     parser.add_argument(
         "--poses", dest="_poses", type=Path, action="append", required=True, metavar="STAR", help="repeatable"
     )
+    add_prediction_type(parser)
+    parser.add_argument("--name", dest="_name", default="", metavar="TOOL", help="what the page calls the tool")
     parser.add_argument(
-        "--prediction-type",
-        dest="_prediction_type",
-        choices=("S2", "SO3", "SO3xR2"),
-        default="SO3",
-        help="what the tool predicts; the rest is the truth's. SO3xR2: its shifts are used too (default: SO3)",
+        "--symmetry", dest="_symmetry", default="", metavar="NAME", help="point group (default: the replay's)"
     )
-    parser.add_argument("--name", dest="_name", default="", help="what the page calls the tool")
-    parser.add_argument("--symmetry", dest="_symmetry", default="", help="point group (default: the replay's)")
     parser.add_argument(
         "--beside",
         dest="_beside",
@@ -40,11 +38,34 @@ def add_score(commands: Any) -> None:
         help="output of a replay or another score that the page shows too; repeatable",
     )
     parser.add_argument("--no-maps", dest="_maps", action="store_false", help="poses only")
-    parser.add_argument("--points", dest="_points", type=int, default=9, help="moments of the stream to measure at")
     parser.add_argument(
-        "--output", dest="_output", type=Path, help="folder of metrics.json and report.html (default: beside the star)"
+        "--no-confidence",
+        dest="_use_confidence",
+        action="store_false",
+        help="do not use cestreamConfidence (a figure of merit, often a picker's score, is never used here)",
+    )
+    parser.add_argument(
+        "--points",
+        dest="_points",
+        type=_points,
+        default=9,
+        metavar="N",
+        help="moments of the stream to measure at, 1 to 100",
+    )
+    parser.add_argument(
+        "--output",
+        dest="_output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of metrics.json and report.html (default: beside the star)",
     )
     parser.set_defaults(_command=score_command)
+
+
+def _points(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r}; it goes from 1 to 100")
+    return int(text)
 
 
 def score_command(arguments: argparse.Namespace) -> int:
@@ -69,11 +90,13 @@ def score_command(arguments: argparse.Namespace) -> int:
         points=arguments._points,
         console=console,
         beside=arguments._beside,
+        use_confidence=arguments._use_confidence,
     )
     counts = measures.counts
     console.print(
         f"{counts.inferred:,} of {counts.streamed:,} streamed particles have a pose in these stars; "
-        f"{counts.doubled:,} rows are doubled, {counts.foreign:,} never landed",
+        f"{counts.doubled:,} more rows are of a particle that stands there already (the first one counts), "
+        f"{counts.foreign:,} particles never landed",
         highlight=False,
     )
     if measures.evaluation is not None:

@@ -7,9 +7,11 @@ from rich.console import Console
 
 from cesped_stream.benchmark.beside import read_run
 from cesped_stream.benchmark.compare import PREDICTED, STATUS_LABEL, Counts, compare
-from cesped_stream.benchmark.predictions import PredictionType, read_predictions
+from cesped_stream.benchmark.output_folder import output_folder
+from cesped_stream.benchmark.predictions import ANGLE_LABELS, PredictionType, read_predictions
 from cesped_stream.benchmark.replay import TRUTH_NAME
 from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream, with_landed_names
+from cesped_stream.errors import InvalidStarError
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import BuiltinEngine
@@ -29,6 +31,7 @@ def score(
     maps: bool,
     points: int,
     console: Console,
+    use_confidence: bool = True,
     beside: Sequence[Path] = (),
 ) -> StreamMeasures:
     """Score `stars` against the replay whose output folder is `replayed`; write metrics.json and report.html.
@@ -36,21 +39,25 @@ def score(
     `beside` are outputs of other replays and scores, which the page shows too.
     """
     runs = [read_run(folder) for folder in beside]
+    output_folder(output)
     truth_folder = replayed / "truth"
     statement = StreamStatement.read(truth_folder)
     truth = read_star(truth_folder / TRUTH_NAME)
     predicted = with_landed_names(read_predictions(stars), truth)
     symmetry = symmetry.upper() or statement.symmetry
+    counts = counts_of(predicted, truth, symmetry, PredictionType(prediction_type))
+    _check_any_landed(counts, predicted, truth)
     with progress_bars(console) as bars:
         measures = measure_stream(
             predicted,
             truth,
-            counts_of(predicted, truth, symmetry),
+            counts,
             symmetry,
             landing=replayed / "landing",
             engine=BuiltinEngine() if maps else None,
             prediction_type=PredictionType(prediction_type),
             points=points,
+            use_confidence=use_confidence,
             facts=_facts(statement, stars, prediction_type),
             on_progress=StageBars(bars),
         )
@@ -59,11 +66,29 @@ def score(
     return measures
 
 
-def counts_of(predicted: ParticleTable, truth: ParticleTable, symmetry: str) -> Counts:
-    """Return the counts of a tool's rows; a row of a tool that has no `cestreamStatus` is a prediction."""
+def counts_of(
+    predicted: ParticleTable, truth: ParticleTable, symmetry: str, prediction_type: PredictionType = PredictionType.SO3
+) -> Counts:
+    """Return the counts of a tool's rows; a row of a tool that has no `cestreamStatus` is a prediction.
+
+    A view (S2) is a pose here whatever its psi, if there is one at all.
+    """
+    for label in (label for label in ANGLE_LABELS if label not in prediction_type.angle_labels):
+        predicted = predicted.with_columns({label: ["0.000000"] * len(predicted)})
     if STATUS_LABEL not in predicted:
         predicted = predicted.with_columns({STATUS_LABEL: [PREDICTED] * len(predicted)})
     return compare([predicted], truth, symmetry).counts
+
+
+def _check_any_landed(counts: Counts, predicted: ParticleTable, truth: ParticleTable) -> None:
+    """Raise InvalidStarError where no row is of an image that landed in this replay."""
+    if counts.lost < counts.landed:
+        return
+    raise InvalidStarError(
+        f"{predicted.source or 'these stars'}: none of {len(predicted):,} rows is an image of this replay; they read "
+        f"{predicted.column('rlnImageName')[0]!r}, what landed {truth.column('rlnImageName')[0]!r}; are these poses of "
+        "this stream?"
+    )
 
 
 def _facts(statement: StreamStatement, stars: Sequence[Path], prediction_type: str) -> dict[str, object]:

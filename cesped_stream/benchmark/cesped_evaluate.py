@@ -17,6 +17,7 @@ from cesped_stream.benchmark.evaluate_target import (
 )
 from cesped_stream.benchmark.evaluation import PredictionType
 from cesped_stream.benchmark.evaluation_files import write_evaluation
+from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.truth_maps import OnProgress
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError
 from cesped_stream.reconstruction.engine import engine_from
@@ -63,6 +64,7 @@ def evaluate(
     `on_result` gets the whole evaluation. Raises CespedStreamError.
     """
     del rm_prev_reconstructions
+    folder = None if outdir is None else output_folder(Path(outdir).expanduser())
     root = Path(benchmarkDir if benchmarkDir is not None else DEFAULT_ROOT).expanduser()
     entry = find_entry(targetName, root)
     mask, notes = _mask(entry, root) if use_gt_mask else (NO_MASK, [])
@@ -79,8 +81,7 @@ def evaluate(
         on_progress=on_progress,
     )
     on_result(result)
-    if outdir is not None:
-        folder = Path(outdir).expanduser()
+    if folder is not None:
         write_evaluation(result.evaluation, folder, entry.name, context=result.context, mask=result.mask)
     return result.evaluation.cesped_metrics()
 

@@ -51,30 +51,42 @@ class ParticlesDataset(Dataset[Item]):
 
     def __init__(
         self,
-        targetName: str | os.PathLike[str],
+        targetName: str | int | os.PathLike[str],
         halfset: Literal[0, 1],
         benchmarkDir: str | os.PathLike[str] | None = None,
         image_size: int | None = None,
         apply_perImg_normalization: bool = True,
         ctf_correction: CtfCorrection = "phase_flip",
         image_size_factor_for_crop: float = 0.25,
-        **more: Any,
+        *,
+        compatible: Compatibility = "cesped",
+        wiener_regulariser: float = 0.1,
+        augmenter: Augmenter | str | None = None,
+        seed: int = 0,
+        max_open_files: int = 32,
     ) -> None:
         """Open half-set 0 or 1 of an entry under `benchmarkDir` (none: ~/cesped_stream_entries), downloading it where
         it is not there.
 
         `image_size`: S in pixels; none: the acquired box's, which the rest of the box is enlarged to.
-        `image_size_factor_for_crop`: share of the box's side that is cut away, 0 to 0.5. `more`: see `from_star`.
+        `image_size_factor_for_crop`: share of the box's side that is cut away, 0 to 0.5. The keywords after it: see
+        `from_star`.
         Raises InvalidSettingsError for a name that is none or a half-set other than 0 and 1, UnreachableFileError or
         InvalidStarError for files that cannot be used; and what a download raises.
         """
         self._open(
-            entry_source(os.fspath(targetName), halfset, benchmarkDir),
+            entry_source(
+                str(targetName) if isinstance(targetName, int) else os.fspath(targetName), halfset, benchmarkDir
+            ),
             image_size=image_size,
             normalise=apply_perImg_normalization,
             ctf_correction=ctf_correction,
             crop_fraction=image_size_factor_for_crop,
-            **more,
+            compatible=compatible,
+            wiener_regulariser=wiener_regulariser,
+            augmenter=augmenter,
+            seed=seed,
+            max_open_files=max_open_files,
         )
 
     @classmethod
@@ -88,16 +100,20 @@ class ParticlesDataset(Dataset[Item]):
         normalise: bool = True,
         ctf_correction: CtfCorrection = "phase_flip",
         crop_fraction: float = 0.25,
-        **more: Any,
+        compatible: Compatibility = "cesped",
+        wiener_regulariser: float = 0.1,
+        augmenter: Augmenter | str | None = None,
+        seed: int = 0,
+        max_open_files: int = 32,
     ) -> "ParticlesDataset":
         """Return the data set of any particle star, 3.0 or 3.1, with or without poses; stacks are looked for under
         `image_root`, else beside the star and in its parent folders.
 
-        `more`, here and in the constructor:
         `compatible` "cesped" (default): its steps, corrected; "cesped_exact": with its faults, for published numbers;
         None: this project's steps, those of `cesped-stream train` (Fourier resize, the origin exactly at pixel S // 2).
         `wiener_regulariser` 0.1: w of ctf_correction="wiener". `augmenter`: see the property. `seed` 0: of the
-        augmentations. `max_open_files` 32. ValueError for a crop fraction beyond 0 to 0.5.
+        augmentations. `max_open_files` 32. ValueError names an argument that is
+        none of what it may be.
         """
         self = cls.__new__(cls)
         source = star_source(Path(star), symmetry, None if image_root is None else Path(image_root))
@@ -107,7 +123,11 @@ class ParticlesDataset(Dataset[Item]):
             normalise=normalise,
             ctf_correction=ctf_correction,
             crop_fraction=crop_fraction,
-            **more,
+            compatible=compatible,
+            wiener_regulariser=wiener_regulariser,
+            augmenter=augmenter,
+            seed=seed,
+            max_open_files=max_open_files,
         )
         return self
 
@@ -119,11 +139,11 @@ class ParticlesDataset(Dataset[Item]):
         normalise: bool,
         ctf_correction: CtfCorrection,
         crop_fraction: float,
-        compatible: Compatibility = "cesped",
-        wiener_regulariser: float = 0.1,
-        augmenter: "Augmenter | str | None" = None,
-        seed: int = 0,
-        max_open_files: int = 32,
+        compatible: Compatibility,
+        wiener_regulariser: float,
+        augmenter: Augmenter | str | None,
+        seed: int,
+        max_open_files: int,
     ) -> None:
         self._source = source
         self._max_open_files = max_open_files
@@ -206,7 +226,11 @@ class ParticlesDataset(Dataset[Item]):
         return len(self._table)
 
     def __getitem__(self, item: int) -> Item:
-        """Return particle `item`; IndexError beyond the last."""
+        """Return particle `item`; IndexError beyond the last, TypeError for what is no whole number."""
+        if not isinstance(item, (int, np.integer)):
+            hint = "torch.utils.data.Subset takes several" if isinstance(item, slice) else "give a whole number"
+            hint = "md.rows_of([id])[0] is the number of an id" if isinstance(item, str) else hint
+            raise TypeError(f"{self.starFname}: particle {item!r}; particles are numbered from 0, {hint}")
         if not -len(self) <= item < len(self):
             raise IndexError(f"{self.starFname}: particle {item} of {len(self)}")
         return self.__getitems__([int(item) % len(self)])[0]
@@ -302,10 +326,14 @@ class ParticlesDataset(Dataset[Item]):
         `angles`: `(n, 3, 3)` rotations, image to map, or `(n, 3)` rot, tilt, psi in degrees ("zyzEulerDegs"); `shifts`
         `(n, 2)` angstrom; `confidence` `(n,)` or `(n, 1)`, to rlnParticleFigureOfMerit. Arrays or tensors on any
         device; what is None stays. Raises InvalidStarError naming ids that are not in the star, ValueError for other
-        shapes, for numbers that are not finite and for matrices that are no rotations; nothing is written then.
+        shapes, ids given twice, numbers that are not finite, matrices that are no rotations and a confidence beyond
+        0 to 1; nothing is written then.
         """
         columns = prediction_columns(len(ids), angles, shifts, confidence, angles_format)
-        self.md.update(self.md.rows_of(list(ids)), columns)
+        rows = self.md.rows_of(list(ids))
+        if repeated := [text for text, first in zip(ids, _is_first(rows), strict=True) if not first]:
+            raise ValueError(f"{len(repeated)} of {len(ids)} ids stand twice, {repeated[0]!r} for one; give each once")
+        self.md.update(rows, columns)
 
     def save_poses(self, path: str | os.PathLike[str], *, overwrite: bool = True, only_updated: bool = False) -> None:
         """Write the star with its updates as RELION 3.1, whole or not at all; image names stay as they are.
@@ -390,6 +418,13 @@ class ParticlesDataset(Dataset[Item]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": {}, "_draws": None}
+
+
+def _is_first(rows: Int64) -> np.ndarray:
+    """Return `(n,)` bool: no earlier place holds the same row."""
+    first = np.zeros(len(rows), np.bool_)
+    first[np.unique(rows, return_index=True)[1]] = True
+    return first
 
 
 def _collated(column: Any) -> Any:

@@ -1,7 +1,8 @@
 """Images of a data set's items: read by box size, then preprocessed to one side and pixel size."""
 
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -55,8 +56,12 @@ class ImageSteps:
             raise ValueError(f"crop fraction {crop_fraction}; it is the share of the side that is cut, 0 to 0.5")
         if compatible not in ("cesped", "cesped_exact", None):
             raise ValueError(f"compatible {compatible!r}; it is 'cesped', 'cesped_exact' or None")
+        if ctf_correction not in get_args(CtfCorrection):
+            raise ValueError(f"ctf_correction {ctf_correction!r}; it is one of {', '.join(get_args(CtfCorrection))}")
+        if image_size is not None and (not isinstance(image_size, Integral) or image_size < 1):
+            raise ValueError(f"image size {image_size!r}; it is a whole number of pixels, at least 1, or None")
         box = first.images.shape[-1]
-        self.image_size = box if image_size is None else image_size
+        self.image_size: int = box if image_size is None else int(image_size)
         kept = int(box * (1 - crop_fraction))
         self.pixel_size_angstrom = float(first.ctf.pixel_size_angstrom[0] * kept / self.image_size)
         self._steps: CespedSteps | Preprocessor

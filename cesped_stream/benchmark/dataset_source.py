@@ -6,7 +6,14 @@ from pathlib import Path
 
 from cesped_stream.benchmark.catalogue import CATALOGUE, DEFAULT_ROOT, DEMO_NAME
 from cesped_stream.benchmark.entry_check import read_symmetry
-from cesped_stream.benchmark.entry_folder import HALVES, EntryState, entry_folder, half_state, local_entries
+from cesped_stream.benchmark.entry_folder import (
+    HALVES,
+    EntryState,
+    entry_folder,
+    half_state,
+    local_entries,
+    name_hint,
+)
 from cesped_stream.errors import InvalidSettingsError, UnreachableFileError
 
 Root = str | os.PathLike[str] | None
@@ -70,7 +77,7 @@ def _fetch(target: str, half_set: int, root: Path) -> None:
     if target not in CATALOGUE:
         raise InvalidSettingsError(
             f"target {target!r}: no particles_{half_set}.star in {root / target}, nor is it a published entry's name; "
-            f"they are {', '.join(CATALOGUE)}, and `cesped-stream entries add` makes own ones"
+            f"{name_hint(target, root)}"
         )
     from cesped_stream.benchmark.download_entry import download_entry
 

@@ -20,6 +20,7 @@ from cesped_stream.benchmark.entry_folder import (
     half_state,
     mark_downloaded,
     mask_path,
+    name_hint,
 )
 from cesped_stream.benchmark.fetch import bytes_on_disk, fetch, forget_journal, is_same_file, part_path
 from cesped_stream.benchmark.records import Assembly, HalfFiles, half_files
@@ -53,7 +54,7 @@ def published(target: str) -> CatalogueEntry:
     """Return the catalogue's entry; InvalidSettingsError names the known ones."""
     if target not in CATALOGUE:
         raise InvalidSettingsError(
-            f"target: {target!r} is no published entry; they are {', '.join(CATALOGUE)} ({DEMO_NAME} is made here)"
+            f"target: {target!r} is no published entry; {name_hint(target)} ({DEMO_NAME} is made here)"
         )
     return CATALOGUE[target]
 

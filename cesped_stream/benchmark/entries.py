@@ -1,16 +1,16 @@
 """Entries: aligned particle sets with known poses, in CESPED's layout or as any star file."""
 
-import difflib
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
 from cesped_stream.benchmark.catalogue import CATALOGUE, DEFAULT_ROOT, DEMO_NAME
 from cesped_stream.benchmark.entry_check import read_symmetry
-from cesped_stream.benchmark.entry_folder import EntryState, entry_state, is_entry_name, local_entries
+from cesped_stream.benchmark.entry_folder import EntryState, entry_state, is_entry_name, name_hint
 from cesped_stream.conventions import half_set_to_random_subset
-from cesped_stream.errors import InvalidStarError, UnreachableFileError
+from cesped_stream.errors import InvalidSettingsError, InvalidStarError, UnreachableFileError
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.star import NEUTRAL_VALUES, concatenated, read_star, union_of_labels
@@ -48,7 +48,8 @@ def find_entry(target: str, root: Path = DEFAULT_ROOT) -> Entry:
     """Return the entry of that name under `root`, or the one at that path; names come first.
 
     "DEMO", the embedded simulated entry, is made under `root` where it is not there yet (seconds; imports torch).
-    Raises UnreachableFileError for what is not on disk, or only in part, with what to do; else as `open_entry`.
+    Raises UnreachableFileError for a published entry or a path that is not on disk, or only in part, and
+    InvalidSettingsError for a name that is none, both with what to do; else as `open_entry`.
     """
     folder = root.expanduser() / target
     if target == DEMO_NAME:
@@ -64,16 +65,24 @@ def find_entry(target: str, root: Path = DEFAULT_ROOT) -> Entry:
     path = Path(target).expanduser()
     if path.exists():
         return open_entry(path)
-    raise UnreachableFileError(_not_found(target, root))
+    if target in CATALOGUE:
+        raise UnreachableFileError(f"{folder}: not there; `cesped-stream entries download {target}` fetches it")
+    if not is_entry_name(target):
+        raise UnreachableFileError(f"{path}: no such entry; is the path right, is its mount there?")
+    raise InvalidSettingsError(
+        f"{target}: no entry under {root}, no published one, and no such path; {name_hint(target, root)}"
+    )
 
 
 def open_entry(path: Path) -> Entry:
     """Return the entry at `path`: a folder in CESPED's layout, a folder with one star file, or a star file.
 
-    The symmetry is that of info_0.json (`{"symmetry": "C2"}`), None where there is none.
+    The symmetry is that of info_0.json (`{"symmetry": "C2"}`), of a half-set's star (`particles_1.star`) that of the
+    info file beside it (info_1.json); None where there is none.
     """
     if path.is_file():
-        return Entry(path.stem, path.parent, (path,))
+        half = re.fullmatch(r"particles_([01])\.star", path.name)
+        return Entry(path.stem, path.parent, (path,), _symmetry(path.parent, half[1]) if half else None)
     if not path.is_dir():
         raise UnreachableFileError(f"{path}: no such entry; give an entry's folder or a star file")
     halves = tuple(path / f"particles_{half}.star" for half in (0, 1))
@@ -87,21 +96,12 @@ def open_entry(path: Path) -> Entry:
             f"{path}: neither particles_0.star and particles_1.star nor exactly one star file "
             f"({len(stars)} found); name the star file"
         )
-    return Entry(path.name, path, stars, _symmetry(path))
+    return Entry(path.name, path, stars, _symmetry(path, "0"))
 
 
-def _symmetry(folder: Path) -> str | None:
-    info = folder / "info_0.json"
+def _symmetry(folder: Path, half: str) -> str | None:
+    info = folder / f"info_{half}.json"
     return read_symmetry(info) if info.is_file() else None
-
-
-def _not_found(target: str, root: Path) -> str:
-    if target in CATALOGUE:
-        return f"{root / target}: not there; `cesped-stream entries download {target}` fetches it"
-    known = [*CATALOGUE, DEMO_NAME, *local_entries(root)]
-    close = difflib.get_close_matches(target, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else "`cesped-stream entries list` shows what there is"
-    return f"{target}: no entry under {root}, no published one, and no such path; {hint}"
 
 
 def stack_path(name: str, star: Path) -> Path:

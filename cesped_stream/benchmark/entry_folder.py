@@ -1,5 +1,6 @@
 """An entry's folder under the benchmark root: its name, whether it is whole, and who works on it now."""
 
+import difflib
 import errno
 import fcntl
 import os
@@ -97,6 +98,18 @@ def local_entries(root: Path) -> list[str]:
         for name in sorted(_names(base))
         if is_entry_name(name) and (base / name).is_dir() and entry_state(base / name) is not EntryState.ABSENT
     ]
+
+
+def name_hint(target: str, root: Path | None = None) -> str:
+    """Return what to do about a name that is no entry's: the nearest published or (under `root`) local one, whatever
+    its case; the one in whose place it stands in the paper; else where the names are listed."""
+    taken = next((entry.name for entry in CATALOGUE.values() if entry.paper_name == target != entry.name), None)
+    if taken is not None:
+        return f"the paper's {target} was published as {taken}"
+    names = [*CATALOGUE, DEMO_NAME, *(local_entries(root) if root is not None else [])]
+    folded = {name.casefold(): name for name in names}
+    close = difflib.get_close_matches(target.casefold(), folded, n=1)
+    return f"did you mean {folded[close[0]]}?" if close else "`cesped-stream entries list` shows what there is"
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from cesped_stream.benchmark.entry_folder import (
     half_state,
     local_entries,
     mask_path,
+    name_hint,
 )
-from cesped_stream.errors import CespedStreamError, UnreachableFileError
+from cesped_stream.errors import CespedStreamError, InvalidSettingsError
 from cesped_stream.particles.star import iter_star
 from cesped_stream.particles.table import ParticleTable
 
@@ -92,12 +93,12 @@ def list_entries(root: Path = DEFAULT_ROOT) -> list[EntryLine]:
 def entry_info(target: str, root: Path = DEFAULT_ROOT) -> EntryInfo:
     """Return all that is known of an entry, read from its stars where they are here (memory is bounded).
 
-    Raises UnreachableFileError for a name that is neither published nor under `root`, InvalidStarError for its files.
+    Raises InvalidSettingsError for a name that is neither published nor under `root`, InvalidStarError for its files.
     """
     folder = entry_folder(target, root)
     state = entry_state(folder)
     if state is EntryState.ABSENT and target not in CATALOGUE and target != DEMO_NAME:
-        raise UnreachableFileError(f"{folder}: no such entry; `cesped-stream entries list` shows what there is")
+        raise InvalidSettingsError(f"{folder}: no such entry; {name_hint(target, root)}")
     line = _line(target, folder)
     halves = {half: _half_info(folder, half) for half in HALVES}
     return EntryInfo(line, folder, bytes_in(folder), line.symmetry, mask_path(folder).is_file(), halves)

@@ -3,6 +3,7 @@
 The one evaluator: the benchmark, the replay of a stream and any tool's star go through it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from cesped_stream.benchmark.metrics import (
     shift_rmse_angstrom,
 )
 from cesped_stream.benchmark.predictions import (
+    CONFIDENCE_LABELS,
     SHIFT_LABELS,
     MatchedPredictions,
     PredictionType,
@@ -51,6 +53,7 @@ def evaluate_poses(
     engine: Engine | None = None,
     mask: Float32 | None = None,
     use_confidence: bool = True,
+    confidence_labels: Sequence[str] = CONFIDENCE_LABELS,
     truth_maps: TruthMaps | None = None,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> Evaluation:
@@ -58,7 +61,9 @@ def evaluate_poses(
 
     `truth` has poses, half-sets, CTF, `cestreamStack` and, where it is simulated, `cestreamKind`. `engine` makes the
     maps, None: poses only. `mask` `(box, box, box)` from 0 to 1 adds masked figures beside the unmasked ones.
-    `use_confidence` adds a map weighted by the predictions' confidence. `truth_maps` saves making them.
+    `use_confidence` adds a map weighted by the predictions' confidence, which stands in the first of
+    `confidence_labels` that is there; an unusable one counts as none (`why_no_confidence`).
+    `truth_maps` saves making them.
     Raises InvalidStarError for predictions that are not of this truth, or that lack a column (`match_predictions`),
     InvalidSettingsError for a symmetry or a mask that does not fit, and what the engine raises.
     """
@@ -66,7 +71,7 @@ def evaluate_poses(
     matched = match_predictions(truth, predicted, prediction_type)
     rotations = predicted_rotations(matched, prediction_type, group)
     errors = angular_error_deg(matched.truth.rotations(), rotations, group)
-    confidence = prediction_confidence(matched.predicted) if use_confidence else None
+    confidence, why_none = _usable_confidence(matched.predicted, confidence_labels if use_confidence else ())
     own = np.flatnonzero(matched.is_particle)
     scored = None
     if engine is not None and len(matched.rows):
@@ -85,6 +90,7 @@ def evaluate_poses(
         poses=_pose_metrics(matched.truth.select(own), rotations[own], group),
         shifts=_shift_errors(matched, own),
         confidence=_confidence(confidence, matched.is_particle, errors),
+        why_no_confidence=why_none,
         maps=scored,
         num_junk_in_maps=int((~matched.is_particle).sum()) if scored is not None else 0,
     )
@@ -186,6 +192,17 @@ class _Scoring:
         return made.volume
 
 
+def _usable_confidence(predicted: ParticleTable, labels: Sequence[str]) -> tuple[tuple[Float64, str] | None, str]:
+    """Return the confidence, or None and why there is none."""
+    if not labels:
+        return None, "not to be used"
+    try:
+        found = prediction_confidence(predicted, labels)
+    except InvalidStarError as error:
+        return None, str(error)
+    return found, "" if found is not None else f"the predictions have no {' or '.join(labels)}"
+
+
 def _tells_apart(confidence: Float64) -> bool:
     """Whether weights by these confidences make another map than equal weights; none at all do too."""
     return len(confidence) == 0 or bool(confidence.max() > 0 and (confidence != confidence[0]).any())
@@ -221,4 +238,6 @@ def _confidence(
         effective_number=effective_number(values),
         junk_auc=area_under_curve(values, particle),
         within_15_deg_auc=area_under_curve(values[particle], near[particle]),
+        num_within_15_deg=int(near.sum()),
+        num_beyond_15_deg=int((particle & ~near).sum()),
     )

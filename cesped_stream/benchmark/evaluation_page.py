@@ -105,7 +105,12 @@ def caveats(evaluation: Evaluation, facts: Mapping[str, Any]) -> list[str]:
             )
         if evaluation.num_junk_in_maps:
             said.append(f"{evaluation.num_junk_in_maps:,} rows of junk are in the maps, as they would be in a session.")
-    said.append("The truth is the entry's own refinement: a consensus, with errors of its own.")
+    said.append(
+        "The truth is exact: the particles were simulated at these poses."
+        if facts.get("simulated")
+        else "The truth is the entry's own poses: those of a recorded data set are a consensus of its refinement, with "
+        "errors of its own."
+    )
     return said
 
 

@@ -13,6 +13,8 @@ from cesped_stream.benchmark.metrics import PoseErrors, median_displacement_angs
 from cesped_stream.benchmark.predictions import PredictionType
 
 _RADII_SHOWN = 8
+_LEAST_OF_EACH = 30
+"""Fewer poses within 15 degrees, or beyond, give an area under the curve that is chance."""
 
 
 def evaluation_report(evaluation: Evaluation, title: str, notes: Sequence[str] = ()) -> RenderableType:
@@ -43,7 +45,7 @@ def _pose_table(evaluation: Evaluation, title: str) -> Table:
     errors = _errors_of_columns(evaluation)
     for label, figure in _POSE_ROWS:
         table.add_row(label, *("-" if one is None else figure(one) for one in errors))
-    if evaluation.shifts is not None:
+    if evaluation.shifts is not None and evaluation.prediction_type is PredictionType.SO3xR2:
         shifts = (*evaluation.shifts.halves_angstrom, evaluation.shifts.together_angstrom)
         table.add_row("shift RMSE", *("-" if value is None else f"{value:.2f} Å" for value in shifts))
     return table
@@ -155,10 +157,14 @@ def _own_notes(evaluation: Evaluation) -> list[str]:
 def _confidence_notes(evaluation: Evaluation) -> list[str]:
     confidence = evaluation.confidence
     if confidence is None:
-        return ["Confidence of the predictions: none, or not used."]
+        return [f"Confidence of the predictions: none ({evaluation.why_no_confidence})."]
     notes = [f"Confidence: {confidence.label}; {confidence.effective_number:,.0f} particles' worth of weight."]
-    if confidence.within_15_deg_auc is not None:
-        notes.append(f"It ranks a pose within 15° above another in {100 * confidence.within_15_deg_auc:.0f} % (AUC).")
+    if evaluation.maps is not None and evaluation.maps.weighted is None:
+        notes.append("No weighted map: in a half-set the confidences are all 0, or all equal.")
+    near, far = confidence.num_within_15_deg, confidence.num_beyond_15_deg
+    if confidence.within_15_deg_auc is not None and min(near, far) >= _LEAST_OF_EACH:
+        ranked = f"{100 * confidence.within_15_deg_auc:.0f} % (AUC; {near:,} within, {far:,} beyond)"
+        notes.append(f"It ranks a pose within 15° above another in {ranked}.")
     if confidence.junk_auc is not None:
         notes.append(f"It ranks a particle above junk in {100 * confidence.junk_auc:.0f} % (AUC).")
     return notes

@@ -61,6 +61,8 @@ class PredictedConfidence:
     """Chance that a particle has a higher confidence than a row of junk; None without predictions of both."""
     within_15_deg_auc: float | None
     """Chance that a pose within 15 degrees has a higher confidence than one that is not; None without both."""
+    num_within_15_deg: int = 0
+    num_beyond_15_deg: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,8 @@ class Evaluation:
     """None where the predictions hold no confidence."""
     maps: ScoredMaps | None
     """None where no maps were asked for or nothing was predicted."""
+    why_no_confidence: str = ""
+    """Why `confidence` is None: none there, not to be used, or of values that no confidence has."""
     num_junk_in_maps: int = 0
     """Predicted rows that are no particles, and stand in the maps all the same: a session would not know."""
 
@@ -106,7 +110,8 @@ def cesped_metrics(evaluation: Evaluation) -> dict[str, float]:
     maps are weighted by the predicted confidence where there is one to use; with a mask, GT_* and half2half_* are of
     masked maps, mapVsGT_resolution* of unmasked ones, and mapVsGT_correlaton_diff is a masked figure less an unmasked
     one. Unlike there: resolutions are of shells rounded, not cut, to whole numbers, and infinite where its are
-    negative; psi of S2 predictions is not scored. NaN stands for what was not measured.
+    negative; psi of S2 predictions is not scored. shiftsRMSE is of whatever shifts the stars
+    hold, predicted or not. NaN stands for what was not measured.
     """
     nothing = dict.fromkeys(_CESPED_MAP_KEYS, math.nan)
     return _cesped_poses(evaluation) | (nothing if evaluation.maps is None else _cesped_maps(evaluation.maps))
@@ -134,10 +139,18 @@ def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
             "random_predictor_mean_deg": poses.random_mean_deg,
             "rms_displacement_per_radius": float(rms_displacement_angstrom(evaluation.errors_deg, 1.0)),
         },
-        "shifts": _json(evaluation.shifts),
+        "shifts": _shifts_json(evaluation),
         "confidence": _json(evaluation.confidence),
+        "why_no_confidence": evaluation.why_no_confidence or None,
         "maps": None if maps is None else _maps_json(evaluation, maps),
     }
+
+
+def _shifts_json(evaluation: Evaluation) -> dict[str, Any]:
+    """No error is told of shifts that stand in the predictions but are none: given or landed ones."""
+    predicted = evaluation.shifts is not None and evaluation.prediction_type is PredictionType.SO3xR2
+    nothing = {"halves_angstrom": None, "together_angstrom": None}
+    return {"predicted": predicted, **(_json(evaluation.shifts) if predicted else nothing)}
 
 
 def _maps_json(evaluation: Evaluation, maps: ScoredMaps) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Final
 
 from cesped_stream.benchmark.entries import STACK_LABEL, Entry
+from cesped_stream.benchmark.entry_folder import disk_errors
+from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.errors import InvalidEntryError
 from cesped_stream.particles.star import write_star
 
@@ -19,6 +21,7 @@ def merge_entry(entry: Entry) -> Path:
     """
     if len(entry.stars) != 2:
         raise InvalidEntryError(f"{entry.folder}: is one star, {entry.stars[0].name}; there is nothing to merge")
-    path = entry.folder / MERGED_NAME
-    write_star(path, entry.particles().without([STACK_LABEL]))
+    path = output_folder(entry.folder) / MERGED_NAME
+    with disk_errors(path):
+        write_star(path, entry.particles().without([STACK_LABEL]))
     return path

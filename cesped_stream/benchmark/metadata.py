@@ -127,7 +127,7 @@ class Metadata:
         """Write numbers `(len(rows),)` into columns; a column that the star lacks is made, neutral in other rows.
 
         A figure of merit that the star came with (a picker's, say) is kept under cestreamGivenFigureOfMerit, and rows
-        without a prediction get 0. Of a row that is named twice, the last value stays.
+        without a prediction get 0.
         """
         for label, values in columns.items():
             if label not in self._new:

@@ -125,7 +125,7 @@ def plan_replay(
     """Return what will land: micrographs in a seeded or the recorded order, the aligned ones first, cut into batches.
 
     A micrograph's particles stay together and in their order; rows of a star without micrographs are taken one by
-    one. Raises InvalidSettingsError where the aligned micrographs are not in the entry or have no poses.
+    one. Raises InvalidSettingsError where the aligned micrographs are not in the entry, have no poses, or are all.
 
     `realism` (what `for_replay` leaves of it) adds what real sessions contain; `symmetry` is then the entry's, where
     it states none (C1 where neither does).
@@ -137,6 +137,11 @@ def plan_replay(
     if settings.limit:
         order = order[: _units_holding([len(u) for u in order], settings.limit)]
     aligned, streamed = _split(table, order, settings)
+    if not len(streamed):
+        raise InvalidSettingsError(
+            f"{entry.name}: all {len(aligned):,} particles that land are aligned, nothing is left to stream; let fewer "
+            f"land aligned (first_aligned, first_aligned_micrographs, aligned_micrographs){_or_more(settings)}"
+        )
     if len(aligned) and not table.select(aligned).has_poses().all():
         raise InvalidSettingsError(f"{entry.name}: aligned particles need angles; some rows have none")
     boxes = _box_sizes(table)
@@ -149,6 +154,10 @@ def plan_replay(
         return ReplayPlan(table, tuple(batches))
     dressed = stream.dressed(table, aligned, np.concatenate([aligned, streamed]), boxes)
     return ReplayPlan(dressed.source, tuple(batches), dressed.told, dressed.images, dressed.facts)
+
+
+def _or_more(settings: ReplaySettings) -> str:
+    return ", or more in all (limit)" if settings.limit else ""
 
 
 def _rows(batch: PlannedBatch) -> Int64:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import combinations
 from pathlib import Path
 from posixpath import basename, normpath
 from typing import Final
@@ -11,8 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cesped_stream.benchmark.foreign_predictions import IDENTITY_LABELS, check_same_particles
 from cesped_stream.conventions import UNSET_ANGLES_DEG, euler_deg_to_rotation, rotation_to_euler_deg
-from cesped_stream.errors import InvalidStarError
+from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.star import concatenated, read_star
 from cesped_stream.particles.table import ParticleTable
@@ -86,17 +88,21 @@ class MatchedPredictions:
 
 
 def read_predictions(stars: Sequence[Path]) -> ParticleTable:
-    """Return name, angles, shifts and confidence of predictions in one star (both halves) or several (one each).
+    """Return name, angles, shifts and confidence of predictions in one star (both halves) or several (one each), and
+    micrograph and defocus where all of them have these.
 
     RELION 3.0 and 3.1. An angle column that one of several stars lacks counts as unset in it; a shift or confidence
-    column has to be in all of them or in none. Raises InvalidStarError, NotSettledError, UnreachableFileError.
+    column has to be in all of them or in none. Raises InvalidSettingsError for one star given twice, InvalidStarError,
+    NotSettledError, UnreachableFileError.
     """
     if not stars:
         raise ValueError("no prediction stars; one or two are needed")
+    _check_distinct(stars)
     tables = [read_star(star) for star in stars]
     wanted = [
         label for label in (*ANGLE_LABELS, *SHIFT_LABELS, *CONFIDENCE_LABELS, STATUS_LABEL) if _has(label, tables)
     ]
+    wanted += [label for label in IDENTITY_LABELS if all(label in table for table in tables)]
     return concatenated(
         [_only(table, ("rlnImageName", *wanted), star) for table, star in zip(tables, stars, strict=True)]
     )
@@ -109,20 +115,23 @@ def match_predictions(
 
     A stack may stand in another folder in the predictions than in the truth where its file name is one stack's only,
     on both sides. A prediction whose angles are unset, or whose pose was given to it, counts as none. Raises
-    InvalidStarError, with examples, for predictions of particles that are not in the truth and for doubled ones, and
-    where the truth has a row without a pose or the prediction none of the columns that its type says.
+    InvalidStarError, with examples, for predictions of particles that are not in the truth and for doubled ones, for
+    those of another entry (`check_same_particles`), and where
+    the truth has a row without a pose or the prediction none of the columns that its type says.
     """
     _check_truth(truth)
     _check_columns(predicted, prediction_type)
     of_truth = _predicted_row_of_each(truth, predicted)
     # One more, false, for -1 to find: the particles that have no prediction.
-    posed = np.append(_has_angles(predicted, prediction_type.angle_labels), False)
+    posed = np.append(has_angles(predicted, prediction_type.angle_labels), False)
     is_given = np.append(_is(predicted, STATUS_LABEL, GIVEN), False)[of_truth]
     rows = np.flatnonzero(posed[of_truth] & ~is_given)
     particle = is_particle(truth)
+    matched_truth, matched = truth.select(rows), predicted.select(of_truth[rows])
+    check_same_particles(matched_truth, matched)
     return MatchedPredictions(
-        truth=truth.select(rows),
-        predicted=predicted.select(of_truth[rows]),
+        truth=matched_truth,
+        predicted=matched,
         rows=rows,
         is_particle=particle[rows],
         coverage=_coverage(truth.half_sets(), particle, is_given, rows),
@@ -172,12 +181,16 @@ def complete_views(true: Float64, views: Float64, group: Float64) -> Float64:
     return np.asarray(_shortest_turns(mates[:, :, 2], views) @ mates, np.float64)
 
 
-def prediction_confidence(predicted: ParticleTable) -> tuple[Float64, str] | None:
+def prediction_confidence(
+    predicted: ParticleTable, labels: Sequence[str] = CONFIDENCE_LABELS
+) -> tuple[Float64, str] | None:
     """Return the predictions' confidences `(n,)` and the column they stand in; None where there is none.
+
+    `labels`: the columns that may be one, the first that is there counts.
 
     Raises InvalidStarError where a value is negative or not finite: such a column is no confidence.
     """
-    label = next((label for label in CONFIDENCE_LABELS if label in predicted), None)
+    label = next((label for label in labels if label in predicted), None)
     if label is None:
         return None
     confidence = predicted.numbers(label)
@@ -203,6 +216,15 @@ def _shortest_turns(start: Float64, end: Float64) -> Float64:
         normal /= np.linalg.norm(normal, axis=1, keepdims=True)
         turns[opposite] = 2 * normal[:, :, None] * normal[:, None] - np.eye(3)
     return np.asarray(turns, np.float64)
+
+
+def _check_distinct(stars: Sequence[Path]) -> None:
+    for first, second in combinations([star for star in stars if star.exists()], 2):
+        if first.samefile(second):
+            also = "" if first == second else f" ({second})"
+            raise InvalidSettingsError(
+                f"{first}{also}: the same star is given twice; give each half's own, or a star with both halves once"
+            )
 
 
 def _has(label: str, tables: Sequence[ParticleTable]) -> bool:
@@ -244,7 +266,8 @@ def _check_columns(predicted: ParticleTable, prediction_type: PredictionType) ->
         )
 
 
-def _has_angles(table: ParticleTable, labels: Sequence[str]) -> NDArray[np.bool_]:
+def has_angles(table: ParticleTable, labels: Sequence[str]) -> NDArray[np.bool_]:
+    """Return `(n,)`: whether these angles, columns of `table`, are all finite and none is RELION's "unset"."""
     angles = np.stack([table.numbers(label) for label in labels])
     return np.asarray((np.isfinite(angles) & ~np.isin(angles, UNSET_ANGLES_DEG)).all(0), np.bool_)
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from cesped_stream.benchmark.dataset_images import BoxImages, ImageSteps, read_boxes
 from cesped_stream.benchmark.entries import Entry
 from cesped_stream.benchmark.entry_folder import HALVES, done_path
+from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.durable import rename_durably, write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.stack_writer import StackWriter
@@ -74,7 +75,7 @@ def preprocess_entry(
     """
     if output.exists():
         raise InvalidSettingsError(f"{output}: exists; give the copy a folder of its own")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output_folder(output.parent)
     temporary = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cesped_stream.benchmark.entry_folder import disk_errors
 from cesped_stream.benchmark.metadata import ANGLE_LABELS, PREDICTED_CONFIDENCE_LABEL, SHIFT_LABELS
 from cesped_stream.conventions import rotation_to_euler_deg
 from cesped_stream.errors import InvalidSettingsError
@@ -12,6 +13,8 @@ from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import Float64, ParticleTable
 
 AnglesFormat = Literal["rotmat", "zyzEulerDegs"]
+ROUNDING = 1e-3
+"""How far beyond 0 to 1 a confidence may lie: sums of probabilities in half precision."""
 MAX_SKEW = 1e-2
 """Largest |R R^T - 1| of what is taken for a rotation: half precision gives 2e-3."""
 
@@ -36,14 +39,16 @@ def prediction_columns(
 
 
 def save_predictions(path: Path, table: ParticleTable, own_star: Path, *, overwrite: bool) -> None:
-    """Write the star whole. Raises InvalidSettingsError for a path that it must not be written to."""
+    """Write the star whole. Raises InvalidSettingsError for a path that it must not be written to, FullDiskError or
+    UnreachableFileError where it cannot be."""
     if path.suffix != ".star":
         raise InvalidSettingsError(f"{path}: predictions are saved as a star file; let the name end in .star")
     if path.exists() and own_star.exists() and path.samefile(own_star):
         raise InvalidSettingsError(f"{path}: is the data set's own star, with the true poses; give another name")
     if path.exists() and not overwrite:
         raise InvalidSettingsError(f"{path}: exists; give another name, or overwrite=True")
-    write_star(path, table)
+    with disk_errors(path):
+        write_star(path, table)
 
 
 def _angles(angles: Any, count: int, angles_format: AnglesFormat) -> Float64:
@@ -69,7 +74,11 @@ def _confidence(confidence: Any, count: int) -> Float64:
     values = _as_array(confidence)
     if values.shape not in ((count,), (count, 1)):
         raise ValueError(f"confidence is {values.shape} for {count} ids; give one a particle")
-    return _numbers("confidence", values.reshape(count), (count,))
+    figures = _numbers("confidence", values.reshape(count), (count,))
+    bad = np.flatnonzero((figures < -ROUNDING) | (figures > 1 + ROUNDING))
+    if len(bad):
+        raise ValueError(f"confidence: {figures[bad[0]]:g} of row {bad[0]} ({len(bad)} such); it goes from 0 to 1")
+    return np.clip(figures, 0, 1)
 
 
 def _numbers(name: str, values: Any, shape: tuple[int, ...]) -> Float64:

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cesped_stream.benchmark.evaluation_result import Evaluation
 from cesped_stream.benchmark.figure import BLUE, GREEN, GREY, INK, ORANGE, Timeline
 from cesped_stream.benchmark.stream_curves import ErrorPoint, MapPoint
 from cesped_stream.benchmark.stream_times import BatchLatency
@@ -104,25 +103,6 @@ def timeline_chart(timeline: Timeline) -> bytes:
         axes.set_ylim(0, None)
 
     return _chart(draw, "seconds since the first file")
-
-
-def histogram_chart(evaluation: Evaluation, random_density: tuple[np.ndarray, np.ndarray]) -> bytes:
-    """Return the distribution of angular errors beside that of a guess."""
-
-    def draw(axes: Axes) -> None:
-        errors = evaluation.errors_deg
-        edges = np.arange(0, 180.1, 3.0 if len(errors) >= 1000 else 6.0)
-        width = float(edges[1] - edges[0])
-        axes.hist(
-            errors, edges.tolist(), weights=np.full(len(errors), 1 / (len(errors) * width)), color=BLUE,
-            alpha=0.85, label=f"predicted (n = {len(errors):,})",
-        )  # fmt: skip
-        axes.axvline(float(np.median(errors)), color=ORANGE, label=f"median {np.median(errors):.1f}°")
-        axes.plot(*random_density, color=GREY, linewidth=2, label="guessing")
-        axes.set_ylabel("share per degree")
-        axes.set_xlim(0, 180)
-
-    return _chart(draw, "angular error, degrees")
 
 
 def _x(points: Sequence[ErrorPoint] | Sequence[MapPoint], by_seconds: bool) -> list[float]:

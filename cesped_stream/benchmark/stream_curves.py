@@ -16,6 +16,7 @@ from cesped_stream.so3.symmetry import group_rotations
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+Halves = tuple[Float32 | None, Float32 | None]
 
 ROWS_AT_ONCE = 256
 
@@ -49,7 +50,7 @@ class MapPoint:
     to_other_half_05_angstrom: float | None
     """Half maps against the truth's map of the other half, the worse of both: no image is in both."""
     half_to_half_0143_angstrom: float | None
-    """The half maps against one another: what a session without a truth would see."""
+    """The half maps against one another, at the shifts of the tool's star: what a session without a truth would see."""
 
 
 def moments(total: int, points: int) -> Int64:
@@ -77,17 +78,26 @@ def map_points(
     counts: Int64,
     truth: TruthMaps,
     *,
+    in_session: ParticleTable | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[MapPoint]:
     """Return how the maps of the first `counts` rows of `table` compare with the truth's.
 
     `table`: rows in the order in which their poses were made, with the predicted angles, the shifts to be used, CTF,
-    half-sets and `cestreamStack`. Each image is laid down once, so that all moments cost little more than the last.
+    half-sets and `cestreamStack`. `in_session`: the same rows at the shifts that a session has, for the half maps held
+    against one another; None: those of `table`. Each image is laid down once a table, so that
+    all moments cost little more than the last.
     Raises InvalidStarError as a reconstruction does.
     """
     found = []
-    for count, halves in cumulative_maps(table, counts, truth, on_progress):
-        found.append(_map_point(count, _known(seconds[count - 1]), halves, truth))
+    along = cumulative_maps(table, counts, truth, on_progress)
+    if in_session is None or np.array_equal(in_session.shifts_angstrom(), table.shifts_angstrom()):
+        pairs = ((count, halves, halves) for count, halves in along)
+    else:
+        seen = cumulative_maps(in_session, counts, truth, lambda done: None)
+        pairs = ((count, halves, own) for (count, halves), (_, own) in zip(along, seen, strict=True))
+    for count, halves, own in pairs:
+        found.append(_map_point(count, _known(seconds[count - 1]), halves, own, truth))
     return found
 
 
@@ -110,17 +120,15 @@ def cumulative_maps(
                     index = rows[images.index][own]
                     if len(index):
                         pixels = images.images[own]
-                        sums[half].add(pixels, ctf.select(index), rotations[index], shifts[index], group=group)
+                        sums[half].add(pixels, ctf.select(index), rotations[index], shifts[index])
                         filled[half] = True
             on_progress(int(rows[-1]) + 1)
         done = count
-        zero, one = (total.map() if any_row else None for total, any_row in zip(sums, filled, strict=True))
+        zero, one = (total.map(group=group) if any_row else None for total, any_row in zip(sums, filled, strict=True))
         yield count, (zero, one)
 
 
-def _map_point(
-    count: int, seconds: float | None, halves: tuple[Float32 | None, Float32 | None], truth: TruthMaps
-) -> MapPoint:
+def _map_point(count: int, seconds: float | None, halves: Halves, in_session: Halves, truth: TruthMaps) -> MapPoint:
     pixel_size = truth.pixel_size_angstrom
     present = [volume for volume in halves if volume is not None]
     combined = np.asarray(sum(present) / np.float32(len(present)), np.float32)
@@ -130,7 +138,8 @@ def _map_point(
         for half, volume in enumerate(halves)
         if volume is not None
     ]
-    between = compare_maps(present[0], present[1], pixel_size).unmasked if len(present) == 2 else None
+    zero, one = in_session
+    between = None if zero is None or one is None else compare_maps(zero, one, pixel_size).unmasked
     return MapPoint(
         seen=count,
         seconds=seconds,

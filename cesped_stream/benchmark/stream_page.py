@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cesped_stream.benchmark import html
 from cesped_stream.benchmark.beside import Run, contained_words, side_by_side
@@ -26,7 +27,13 @@ from cesped_stream.benchmark.stream_charts import (
 )
 from cesped_stream.benchmark.stream_report import StreamMeasures
 
+Float64 = NDArray[np.float64]
+
 SVG = "image/svg+xml"
+ERROR_PER_SIGMA = 1.9
+"""68 % quantile of the angle of turns whose rotation vector is normal, over sigma of each of its components."""
+LARGEST_LOCAL_ERROR_DEG = 15.0
+"""68 % of the errors must be within this for a local refinement, which searches 3 sigma about each angle."""
 USEFUL_SHARE_OF_A_GUESS = 0.4
 """Median errors above this share of a guess's mean error are called hardly better than guessing."""
 
@@ -120,16 +127,30 @@ def _next_steps(measures: StreamMeasures) -> list[str]:
             "local refinement from these poses. Align more particles first, or train longer."
         )
     else:
-        steps.append(
-            f"Half of the poses are within {median:.1f}° of the truth: start a local refinement (in RELION with "
-            "`--healpix_order` and `--sigma_ang` to match, and `--ctf_corrected_ref`) rather than a global one."
-        )
+        steps.append(_refinement(evaluation.errors_deg))
     if measures.facts.get("complete", True):
         steps.append("`poses.star` holds every particle once; its image names are relative to `landing/`.")
     if measures.facts.get("made_by", {}).get("training_stopped_by") == "minutes":
         steps.append("Training was cut by its time budget: a larger training.max_minutes may give better poses.")
     steps += _trend(measures)
     return steps
+
+
+def _refinement(errors_deg: Float64) -> str:
+    """Return which refinement the errors `(n,)` allow: a local one finds no pose beyond 3 sigma of where it starts."""
+    most = float(np.quantile(errors_deg, 0.68))
+    sigma = most / ERROR_PER_SIGMA
+    outside = float(np.mean(errors_deg > 3 * sigma))
+    if most <= LARGEST_LOCAL_ERROR_DEG:
+        return (
+            f"68 % of the poses are within {most:.1f}° of the truth: start a local refinement (in RELION with "
+            f"`--sigma_ang {sigma:.1f}`, a `--healpix_order` to match and `--ctf_corrected_ref`) rather than a global "
+            f"one. {100 * outside:.0f} % of the poses are off by more than the 3 sigma that it searches."
+        )
+    return (
+        f"68 % of the poses are within {most:.1f}° of the truth only (`--sigma_ang` {sigma:.1f}): too wide for a local "
+        "refinement. Refine globally, or align more particles and train longer first."
+    )
 
 
 def _trend(measures: StreamMeasures) -> list[str]:

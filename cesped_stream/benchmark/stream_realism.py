@@ -32,6 +32,9 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 
+_NO_NOISE = "no noise is added that it could shape; give realism.added_noise, or realism.snr_end_over_start below 1"
+
+
 def for_simulation(realism: RealismSettings) -> RealismSettings:
     """Return what a simulation takes of `realism`; InvalidSettingsError where only a replay can do what is asked."""
     _refuse(realism, REPLAY_ONLY, "is what a replay does; give it to `replay`")
@@ -61,6 +64,8 @@ def for_replay(realism: RealismSettings, entry_folder: Path) -> RealismSettings:
     _refuse(realism, SIMULATE_ONLY, "cannot be done to recorded images; give it to `simulate`")
     file = entry_folder / REALISM_NAME
     if not file.is_file():
+        if not (realism.added_noise > 0 or realism.snr_end_over_start < 1):
+            _refuse(realism, frozenset({"noise_exponent"}), _NO_NOISE)
         return realism.without(SIMULATE_ONLY)
     done = json.loads(file.read_text())["settings"]
     images = frozenset(RealismSettings.model_fields) - _KEPT
@@ -208,7 +213,7 @@ class StreamRealism:
     def _labelled(self, table: ParticleTable, aligned: Int64) -> tuple[ParticleTable, ParticleTable]:
         """Return the truth, which says how each aligned pose is told, and the rows as they are told."""
         realism, generator = self.realism, self._generator("labels")
-        if labels_only(realism).is_clean or len(aligned) == 0:
+        if len(aligned) == 0 or (labels_only(realism).is_clean and not _junk(table)[aligned].any()):
             return table, table
         particles = aligned[~_junk(table)[aligned]]
         shuffled = generator.permutation(particles)
@@ -216,6 +221,7 @@ class StreamRealism:
         bad, others = np.sort(shuffled[:count]), np.sort(shuffled[count:])
         words = np.full(len(table), "none", object)
         words[aligned], words[bad] = "true", "random"
+        words[aligned[_junk(table)[aligned]]] = "junk"
         told = _with_rotations(table, bad, _random(len(bad), generator))
         rotations = table.select(others).rotations()
         if realism.max_label_jitter_deg:

@@ -16,8 +16,11 @@ from cesped_stream.benchmark.evaluation import evaluate_poses
 from cesped_stream.benchmark.evaluation_result import Evaluation
 from cesped_stream.benchmark.plan import ROLE_LABEL, BatchRole
 from cesped_stream.benchmark.predictions import (
+    CONFIDENCE_LABELS,
+    SHIFT_LABELS,
     PredictionType,
     completed_table,
+    has_angles,
     match_predictions,
     predicted_rotations,
 )
@@ -134,6 +137,7 @@ def measure_stream(
     model_seconds: float | None = None,
     prediction_type: PredictionType = PredictionType.SO3,
     points: int = 9,
+    use_confidence: bool = True,
     facts: Mapping[str, Any] | None = None,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> StreamMeasures:
@@ -141,28 +145,31 @@ def measure_stream(
 
     `predicted`: any tool's rows, image names as they landed (`with_landed_names`). `truth`: truth.star of the replay,
     all rows. `counts`: from `compare`. `landing`: where the stacks are; without them there are no maps. `engine` None:
-    poses only. `times`: None where nobody recorded them, points then go by landing order. `model_seconds`: when there
-    was a model. Raises InvalidStarError for what cannot be scored (`match_predictions`).
+    poses only. A figure of merit is not taken for a confidence, only `cestreamConfidence` is. `times`:
+    None where nobody recorded them, points then go by landing order. `model_seconds`: when there was
+    a model. Raises InvalidStarError for what cannot be scored (`match_predictions`).
     """
     index = streamed(truth)
     known = with_landed_stacks(truth.select(index), landing)
     own = first_streamed(predicted, truth)
     reason = "maps were not asked for" if engine is None else why_no_maps(known) if len(known) else "nothing streamed"
     evaluation, errors, maps = None, list[ErrorPoint](), list[MapPoint]()
-    if len(own) and own.has_poses().any() and known.has_poses().all():
+    if len(own) and _has_any(own, prediction_type) and known.has_poses().all():
         evaluation = evaluate_poses(
             known,
             own,
             symmetry=symmetry,
             prediction_type=prediction_type,
             engine=None if reason else engine,
+            use_confidence=use_confidence,
+            confidence_labels=CONFIDENCE_LABELS[:1],
             on_progress=on_progress,
         )
         clock = np.full(len(known), np.nan) if times is None else times.committed[index]
         errors, maps = _along(evaluation, known, own, clock, points, on_progress)
     else:
         reason = reason or "no streamed particle has a pose to compare with a true one"
-    latency, with_model, batches = _latencies(times, index, model_seconds)
+    latency, with_model, batches = stream_latencies(times, index, model_seconds)
     return StreamMeasures(counts, evaluation, reason, latency, with_model, batches, errors, maps, facts or {})
 
 
@@ -190,9 +197,23 @@ def _along(
         clock[matched.rows][order],
         counts,
         evaluation.maps.truth,
+        in_session=_as_a_session(table, matched.predicted).select(order),
         on_progress=lambda done: on_progress(CURVES, done, len(order)),
     )
     return errors, maps
+
+
+def _has_any(table: ParticleTable, prediction_type: PredictionType) -> bool:
+    labels = prediction_type.angle_labels
+    return all(label in table for label in labels) and bool(has_angles(table, labels).any())
+
+
+def _as_a_session(table: ParticleTable, predicted: ParticleTable) -> ParticleTable:
+    """Return the rows of a map at the shifts that the prediction's star has, 0 where it has none: no truth's shifts."""
+    unset = ["0.000000"] * len(table)
+    return table.with_columns(
+        {label: predicted.column(label) if label in predicted else unset for label in SHIFT_LABELS}
+    )
 
 
 def _arrival(seconds: Float64) -> Int64:
@@ -205,9 +226,11 @@ def streamed(truth: ParticleTable) -> Int64:
     return np.flatnonzero([role == BatchRole.STREAMED for role in truth.column(ROLE_LABEL)])
 
 
-def _latencies(
+def stream_latencies(
     times: StreamTimes | None, index: Int64, model_seconds: float | None
 ) -> tuple[Latency | None, Latency | None, list[BatchLatency]]:
+    """Return the latency, from the last byte to the pose on disk, of the rows `index`, that of those which landed when
+    there was a model, and each batch's; nothing where no times are known."""
     if times is None:
         return None, None, []
     seconds = times.latencies_seconds()[index]

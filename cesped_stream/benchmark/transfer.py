@@ -41,6 +41,25 @@ def trained_on(manifest: CheckpointManifest) -> str:
     return f"checkpoint {manifest.checkpoint_id} (trained on {manifest.trained_on or 'data that it does not name'})"
 
 
+def why_not_known_to_be_of_another_entry(manifest: CheckpointManifest, entry_name: str) -> str:
+    """Return why a checkpoint may have seen the entry's particles, "" where it is known that it has not.
+
+    Known from the manifest alone: it names an entry, that entry is another one, and the weights did not start from a
+    checkpoint, whose own data nobody recorded here. Entries whose names end alike after an underscore share stacks
+    (`consensus_10648` and `10648`) and count as one. A folder that was renamed is not found out.
+    """
+    name = manifest.trained_on
+    if not name:
+        return "it does not name what it was trained on"
+    if name.endswith(".star"):
+        return f"it was trained on {name}, a star file, which may be of any entry"
+    if name.casefold().rpartition("_")[2] == entry_name.casefold().rpartition("_")[2]:
+        return f"it was trained on {name}"
+    if manifest.origin not in ("random", "imagenet"):
+        return f"its training began from {manifest.origin}, whose data it does not name"
+    return ""
+
+
 def _field_words(box: int, pixel_size: float, field: float, network_pixel_size: float) -> list[str]:
     own = box * pixel_size
     what = f"box of {box} px at {pixel_size:g} Å ({own:.0f} Å)"

@@ -21,7 +21,8 @@ class CespedSteps:
     """Normalise, correct the CTF, resize bilinearly, cut to `image_size`, as `cesped` does it.
 
     Its steps are kept where they are a matter of taste: the background is outside the circle of N - 1 pixels about
-    (N - 1) / 2 with the unbiased std; the corrected image is clipped to the range it had before; the resize is
+    (N - 1) / 2 with the unbiased std; an image whose phases were flipped is clipped to the range it had before
+    (with `exact` every corrected one is); the resize is
     bilinear without an anti-alias filter, so the particle's origin, pixel N // 2 before, is not at S // 2 after (see
     `origin_pixel`). Corrected is what is wrong: the astigmatism's axis, phase shift and flags of the data, every
     particle's own optics group, one pixel size for all groups. `exact` keeps those faults too.
@@ -82,6 +83,8 @@ class CespedSteps:
             mirrored = replace(ctf, defocus_angle_deg=-ctf.defocus_angle_deg)
             other = correct_ctf(images, mirrored, self._correction, wiener_regulariser=self._regulariser)
             corrected = _with_mean_at_nyquist(corrected, other)
+        if self._correction != "phase_flip" and not self._exact:
+            return corrected
         low, high = images.amin((1, 2), keepdim=True), images.amax((1, 2), keepdim=True)
         return torch.maximum(torch.minimum(corrected, high), low)
 

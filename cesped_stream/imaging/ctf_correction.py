@@ -1,5 +1,7 @@
 """CTF correction of images for a network, honouring what the data already carry (conventions: "one rule")."""
 
+from typing import get_args
+
 import numpy as np
 import scipy.fft
 import torch
@@ -55,6 +57,8 @@ def _already_done(ctf: CtfParameters, correction: CtfCorrection) -> np.ndarray:
 
 def _factor(transfer: Tensor, ctf: CtfParameters, correction: CtfCorrection, regulariser: float) -> Tensor:
     """Return what the transforms `(n, box, box // 2 + 1)` are multiplied by."""
+    if correction not in get_args(CtfCorrection):
+        raise ValueError(f"ctf correction {correction!r}; it is one of {', '.join(get_args(CtfCorrection))}")
     if correction in ("none", "phase_flip"):
         return 1 - 2 * (transfer < 0).to(transfer.dtype)
     flipped, premultiplied = (

@@ -1,6 +1,7 @@
 """The paper's 2-fold protocol as one command, a checkpoint on another entry, and a foreign tool's star on a stream."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from rich.console import Console
 from support.scored import small_entry, turned
 
 from cesped_stream.benchmark.entries import open_entry
-from cesped_stream.model.checkpoint import read_manifest
+from cesped_stream.model.checkpoint import MANIFEST_NAME, read_manifest
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.training.fit import TrainingStopped
 from cesped_stream_service.cli import build_parser, main, settings_from
@@ -73,11 +74,14 @@ def test_a_second_start_does_nothing_twice_and_other_settings_are_refused(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in (*output.glob("*.star"), checkpoint_of(output))}
     metrics = (output / "metrics.json").read_bytes()
+    capsys.readouterr()
     assert main(words(root, "toy", output)) == 0
+    said = "".join(capsys.readouterr().out.split("open ")[-1].split())
+    assert said.startswith(f"{output}/report.html{output}/metrics.json{output}/predictions_0.star")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (output / "metrics.json").read_bytes() == metrics
     assert main([*words(root, "toy", output), "--training.seed", "9"]) == 2
-    assert "begun with other training" in capsys.readouterr().err
+    assert "begun with training.seed 0, now 9; go on" in capsys.readouterr().err
 
 
 def test_a_run_that_was_cut_after_one_half_ends_with_the_same_predictions(root: Path, output: Path) -> None:
@@ -138,6 +142,30 @@ def test_a_checkpoint_of_another_entry_poses_this_one_and_the_result_says_so(
     assert own["warnings"] == ["Trained for C1; errors are under C2."]
     assert not (folder / "checkpoints").exists()
     assert "trained on toy" in (folder / "report.html").read_text()
+
+
+def test_gold_standard_needs_a_checkpoint_known_to_be_of_another_entry(
+    root: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        *words(root, "twofold", tmp_path / "gold", "infer.toml"),
+        "--allow-symmetry",
+        "--protocol",
+        "gold_standard",
+    ]
+    for name, why in (
+        ("", "does not name what"),
+        ("particles_0.star", "a star file"),
+        ("consensus_twofold", "consensus_twofold"),
+    ):
+        checkpoint = tmp_path / f"trained_on_{name or 'nothing'}"
+        shutil.copytree(checkpoint_of(output), checkpoint)
+        manifest = read_manifest(checkpoint).model_copy(update={"trained_on": name})
+        manifest = manifest.model_copy(update={"checkpoint_id": manifest.content_id()})
+        (checkpoint / MANIFEST_NAME).write_text(manifest.model_dump_json())
+        assert main([*given, "--checkpoint", str(checkpoint)]) == 2
+        assert why in capsys.readouterr().err
+    assert not (tmp_path / "gold").exists()
 
 
 def test_a_folder_of_something_else_is_not_written_to(

@@ -87,6 +87,10 @@ def test_the_report_tells_when_each_streamed_row_was_posed_and_agrees_with_the_s
     seconds = [point["seconds"] for point in stream["errors_along_the_stream"]]
     assert seconds == sorted(seconds)
     assert block["poses"]["together"]["mean_deg"] == summary["mean_angular_error_deg"]
+    for name in ("latency", "latency_with_model"):
+        for part in ("p50_seconds", "p95_seconds"):
+            assert stream[name][part] == summary[f"{name}_{part}"]
+    assert summary["latency_p50_seconds"] > 0
     assert stream["half_words"] == "own half's model, halves unknown: not gold standard"
     assert (output / "report.html").stat().st_size > 100_000
 

@@ -16,7 +16,7 @@ from cesped_stream import evaluate_entry
 from cesped_stream.benchmark import cesped_evaluate
 from cesped_stream.benchmark.catalogue import CATALOGUE
 from cesped_stream.benchmark.evaluate_target import TargetEvaluation
-from cesped_stream.errors import InvalidSettingsError, InvalidStarError, UnreachableFileError
+from cesped_stream.errors import InvalidSettingsError, UnreachableFileError
 from cesped_stream.imaging.maps import write_map
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.reconstruction.mask import spherical_mask
@@ -170,7 +170,7 @@ def test_partial_and_swapped_predictions_are_scored_by_what_they_name(home: Path
 
 
 def test_one_star_twice_is_refused(home: Path) -> None:
-    with pytest.raises(InvalidStarError, match="predicted more than once"):
+    with pytest.raises(InvalidSettingsError, match="same star is given twice"):
         evaluated(home, half1PredsFname=home / "particles_preds_0.star")
 
 

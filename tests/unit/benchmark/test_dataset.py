@@ -298,6 +298,11 @@ def test_what_is_no_entry_is_refused(root: Path, target: str, half: int, words: 
     [
         ({"image_size_factor_for_crop": 0.6}, "0 to 0.5"),
         ({"compatible": "cespedd"}, "compatible"),
+        ({"ctf_correction": "phase-flip"}, "none, phase_flip, multiply, wiener"),
+        ({"ctf_correction": "phaseflip", "compatible": None}, "none, phase_flip, multiply, wiener"),
+        ({"image_size": 0}, "image size 0"),
+        ({"image_size": 0, "compatible": None}, "image size 0"),
+        ({"image_size": 24.0}, "image size 24.0"),
         ({"augmenter": "none"}, "presets are paper, cesped"),
         ({"augmenter": 3}, "give an Augmenter"),
     ],
@@ -305,6 +310,34 @@ def test_what_is_no_entry_is_refused(root: Path, target: str, half: int, words: 
 def test_arguments_that_mean_nothing_are_refused(root: Path, options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ParticlesDataset("own", 0, benchmarkDir=root, **options)  # type: ignore[arg-type]
+
+
+def test_a_number_is_a_targets_name_too(tmp_path: Path) -> None:
+    simulated_entry(tmp_path, "12345")
+    assert ParticlesDataset(12345, 0, benchmarkDir=tmp_path).starFname == str(tmp_path / "12345" / "particles_0.star")
+
+
+def test_an_option_that_does_not_exist_is_refused_by_the_signature(root: Path) -> None:
+    with pytest.raises(TypeError, match=r"__init__\(\) got an unexpected keyword argument 'augmentor'"):
+        ParticlesDataset("own", 0, benchmarkDir=root, augmentor="paper")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"from_star\(\) got an unexpected keyword argument 'sead'"):
+        ParticlesDataset.from_star(root / "own" / "particles_0.star", sead=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [("000001@particles_0.mrcs", r"md\.rows_of"), (slice(0, 2), r"Subset"), (1.5, "whole number"), (None, "whole")],
+)
+def test_an_item_is_asked_for_by_its_number(dataset: ParticlesDataset, item: object, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        dataset[item]  # type: ignore[index]
+    assert dataset[np.int64(3)][0] == dataset[3][0]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", ""])
+def test_a_device_that_is_none_is_refused_at_once(dataset: ParticlesDataset, device: str) -> None:
+    with pytest.raises(ValueError, match="auto, cuda or cpu"):
+        dataset.batches(4, device=device)  # type: ignore[arg-type]
 
 
 def test_beyond_the_last_particle_is_an_index_error(dataset: ParticlesDataset) -> None:

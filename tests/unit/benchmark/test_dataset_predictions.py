@@ -10,7 +10,7 @@ from samples.particle_entries import simulated_entry
 from scipy.spatial.transform import Rotation
 
 from cesped_stream import ParticlesDataset
-from cesped_stream.errors import InvalidSettingsError, InvalidStarError
+from cesped_stream.errors import InvalidSettingsError, InvalidStarError, UnreachableFileError
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
@@ -115,6 +115,8 @@ def test_the_pickers_figure_of_merit_is_kept_under_another_name(tmp_path: Path, 
         ({"angles": np.zeros((1, 3))}, r"angles is \(1, 3\)"),
         ({"shifts": np.zeros((2, 2))}, r"must be \(1, 2\)"),
         ({"confidence": np.zeros((1, 2))}, "one a particle"),
+        ({"confidence": np.array([1.5])}, "0 to 1"),
+        ({"confidence": np.array([-0.1])}, "0 to 1"),
         ({}, "nothing to update"),
         ({"angles": np.eye(3)[None], "angles_format": "quaternions"}, "rotmat or zyzEulerDegs"),
         ({"shifts": np.zeros((1, 2)), "shifts_format": "pixels"}, "only be Angst"),
@@ -123,6 +125,20 @@ def test_the_pickers_figure_of_merit_is_kept_under_another_name(tmp_path: Path, 
 def test_what_is_no_prediction_is_refused(dataset: ParticlesDataset, given: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         dataset.updateMd(ids_of(dataset)[:1], **given)  # type: ignore[arg-type]
+    assert not dataset.md.updated.any()
+
+
+def test_a_star_that_cannot_be_written_is_an_error_of_ours(dataset: ParticlesDataset, tmp_path: Path) -> None:
+    dataset.updateMd(ids_of(dataset)[:1], shifts=np.zeros((1, 2)))
+    with pytest.raises(UnreachableFileError, match=r"absent/p\.star: .*may this user write there"):
+        dataset.saveMd(tmp_path / "absent" / "p.star")
+
+
+def test_an_id_that_is_given_twice_is_refused(dataset: ParticlesDataset) -> None:
+    ids = ids_of(dataset)
+    same = [ids[0], ids[1], ids[0].lstrip("0")]
+    with pytest.raises(ValueError, match=r"1 of 3 ids .*1@particles_0\.mrcs"):
+        dataset.updateMd(same, shifts=np.zeros((3, 2)))
     assert not dataset.md.updated.any()
 
 

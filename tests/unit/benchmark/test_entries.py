@@ -1,13 +1,17 @@
 """Entries are found in CESPED's layout or as one star, and refused with a reason otherwise."""
 
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
 
-from cesped_stream.benchmark.entries import STACK_LABEL, open_entry
-from cesped_stream.errors import ForbiddenPathError, InvalidStarError, UnreachableFileError
+from cesped_stream.benchmark.dataset_source import entry_source
+from cesped_stream.benchmark.download_entry import download_entry
+from cesped_stream.benchmark.entries import STACK_LABEL, find_entry, open_entry
+from cesped_stream.benchmark.entry_info import entry_info
+from cesped_stream.errors import ForbiddenPathError, InvalidSettingsError, InvalidStarError, UnreachableFileError
 from cesped_stream.particles.stacks import write_stack
 from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
@@ -61,6 +65,37 @@ def test_a_single_star_is_an_entry_with_its_own_rows(tmp_path: Path) -> None:
     entry = open_entry(tmp_path / "particles_0.star")
     assert (entry.name, entry.symmetry, len(entry.particles())) == ("particles_0", None, 3)
     assert "rlnRandomSubset" not in entry.particles()
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_halfs_star_has_the_symmetry_of_its_own_info(tmp_path: Path, half: int) -> None:
+    write_half(tmp_path, half)
+    (tmp_path / f"info_{half}.json").write_text('{"symmetry": "D2"}')
+    (tmp_path / f"info_{1 - half}.json").write_text('{"symmetry": "C2"}')
+    assert open_entry(tmp_path / f"particles_{half}.star").symmetry == "D2"
+    (tmp_path / "other.star").write_bytes((tmp_path / f"particles_{half}.star").read_bytes())
+    assert open_entry(tmp_path / "other.star").symmetry is None
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("10647", "10647 was published as 10648"),
+        ("demo", "did you mean DEMO"),
+        ("MyOwn", "did you mean myown"),
+        ("11210", "did you mean 11120"),
+        ("zzz", "entries list"),
+    ],
+)
+def test_an_unknown_name_is_told_the_nearest_one_everywhere(tmp_path: Path, name: str, hint: str) -> None:
+    (tmp_path / "myown").mkdir()
+    write_half(tmp_path / "myown", 0)
+    asked = [partial(find_entry, name, tmp_path), partial(entry_source, name, 0, tmp_path)]
+    asked += [partial(entry_info, name, tmp_path)]
+    asked += [] if name == "MyOwn" else [partial(download_entry, name, tmp_path)]
+    for ask in asked:
+        with pytest.raises(InvalidSettingsError, match=hint):
+            ask()
 
 
 def test_what_is_no_entry_is_refused_by_name(tmp_path: Path) -> None:

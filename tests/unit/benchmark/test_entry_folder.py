@@ -14,7 +14,13 @@ from cesped_stream.benchmark.entry_folder import EntryState, entry_lock
 from cesped_stream.benchmark.entry_info import entry_info, list_entries
 from cesped_stream.benchmark.merge_entry import merge_entry
 from cesped_stream.benchmark.verify_entry import verify_entry
-from cesped_stream.errors import BusyEntryError, ForbiddenPathError, InvalidStarError, UnreachableFileError
+from cesped_stream.errors import (
+    BusyEntryError,
+    ForbiddenPathError,
+    InvalidSettingsError,
+    InvalidStarError,
+    UnreachableFileError,
+)
 from cesped_stream.particles.stacks import write_stack
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import OpticsGroup
@@ -52,10 +58,11 @@ def test_an_entry_is_found_by_name_then_by_path(root: Path, tmp_path: Path) -> N
         ("mien", "did you mean mine?"),
         ("1016", "did you mean 10166?"),
         ("zzz", "`cesped-stream entries list` shows"),
+        ("away/mine", "away/mine: no such entry; is the path right"),
     ],
 )
 def test_what_is_not_there_is_told_what_to_do(root: Path, target: str, words: str) -> None:
-    with pytest.raises(UnreachableFileError) as caught:
+    with pytest.raises(UnreachableFileError if target == "10166" or "/" in target else InvalidSettingsError) as caught:
         find_entry(target, root)
     assert words in str(caught.value)
 
@@ -104,7 +111,7 @@ def test_info_reads_what_the_stars_say(root: Path) -> None:
     assert (half.box_sizes, half.pixel_sizes_angstrom, half.voltages_kv) == ((16,), (1.5,), (300.0,))
     assert half.defocus_range_angstrom == (12000.0, 12050.0)
     assert info.to_json()["halves"][0]["labels"][0] == "rlnImageName"
-    with pytest.raises(UnreachableFileError, match="no such entry"):
+    with pytest.raises(InvalidSettingsError, match="no such entry"):
         entry_info("nothing", root)
 
 

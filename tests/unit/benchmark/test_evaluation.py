@@ -9,6 +9,7 @@ import pytest
 from support.scored import BOX, small_entry, truth_of, turned
 
 from cesped_stream.benchmark.evaluation import Evaluation, PredictionType, evaluate_poses
+from cesped_stream.benchmark.evaluation_report import _own_notes
 from cesped_stream.benchmark.truth_maps import truth_maps
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.table import ParticleTable
@@ -105,6 +106,16 @@ def test_a_confidence_that_tells_nothing_apart_makes_no_second_map(truth: Partic
     assert result.maps is not None and result.confidence is not None
     assert result.maps.weighted is None
     assert result.confidence.effective_number == pytest.approx(120)
+
+
+def test_a_half_without_confidence_is_told(truth: ParticleTable, scored: Evaluation) -> None:
+    merit = {"rlnParticleFigureOfMerit": ["0" if half == 0 else "0.5" for half in truth.half_sets()]}
+    known = truth_maps(truth, "C1", ENGINE)
+    result = evaluate_poses(truth, truth.with_columns(merit), symmetry="C1", engine=ENGINE, truth_maps=known)
+    assert result.maps is not None and result.maps.weighted is None
+    words = "No weighted map: in a half-set the confidences are all 0"
+    assert any(words in note for note in _own_notes(result))
+    assert not any(words in note for note in _own_notes(scored))
 
 
 def test_wmane_is_weighted_by_the_truths_confidence_alone(truth: ParticleTable, confident: ParticleTable) -> None:

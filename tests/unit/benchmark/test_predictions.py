@@ -16,7 +16,7 @@ from cesped_stream.benchmark.predictions import (
     prediction_confidence,
     read_predictions,
 )
-from cesped_stream.errors import InvalidStarError
+from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 from cesped_stream.so3.distance import angular_error_deg, view_error_deg
@@ -193,6 +193,14 @@ def test_two_stars_of_the_halves_are_read_as_one(tmp_path: Path) -> None:
         write_star(tmp_path / f"{half}.star", known.select(range(half, 8, 2)))
     both = read_predictions([tmp_path / "0.star", tmp_path / "1.star"])
     assert sorted(both.rows) == sorted(read_predictions([tmp_path / "one.star"]).rows)
+
+
+def test_one_star_given_as_both_halves_is_told(tmp_path: Path) -> None:
+    write_star(tmp_path / "0.star", truth())
+    (tmp_path / "link.star").symlink_to("0.star")
+    for second in ("0.star", "link.star", "../" + tmp_path.name + "/0.star"):
+        with pytest.raises(InvalidSettingsError, match="the same star is given twice"):
+            read_predictions([tmp_path / "0.star", tmp_path / second])
 
 
 def test_a_half_without_shifts_beside_one_with_them_is_refused(tmp_path: Path) -> None:

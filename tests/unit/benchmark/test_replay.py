@@ -126,11 +126,26 @@ def test_named_micrographs_are_the_aligned_ones(entry: Entry) -> None:
         plan_replay(entry, ReplaySettings(aligned_micrographs=("m9.mrc",)))
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [(1, 5), (5, 5), (6, 10), (1000, 30)])
+@pytest.mark.parametrize(("wanted", "expected"), [(1, 5), (5, 5), (6, 10), (25, 25)])
 def test_first_aligned_rounds_up_to_whole_micrographs(entry: Entry, wanted: int, expected: int) -> None:
     plan = plan_replay(entry, ReplaySettings(first_aligned=wanted))
     assert plan.count(BatchRole.ALIGNED) == expected
     assert plan.num_particles == 30
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"first_aligned": 26},
+        {"first_aligned": 1000},
+        {"first_aligned_micrographs": 6},
+        {"aligned_micrographs": tuple(f"m{k}.mrc" for k in range(6))},
+        {"first_aligned": 12, "limit": 12},
+    ],
+)
+def test_a_replay_that_would_stream_nothing_is_refused(entry: Entry, choice: dict[str, object]) -> None:
+    with pytest.raises(InvalidSettingsError, match="nothing is left to stream"):
+        plan_replay(entry, ReplaySettings.model_validate(choice))
 
 
 def test_a_limit_lands_whole_micrographs_only(entry: Entry) -> None:

@@ -78,12 +78,13 @@ def test_clean_lands_the_same_bytes_as_no_realism(entry: Entry, tmp_path: Path) 
 
 
 def test_a_session_lands_the_same_bytes_each_time_and_tells_nothing(entry: Entry, tmp_path: Path) -> None:
-    realism = {"preset": "session", "preferred_cone_deg": 45.0, "first_aligned": 60}
+    realism = {"preset": "session", "preferred_cone_deg": 45.0, "first_aligned": 2}
     truth, landing = landed(entry, tmp_path / "a", **realism)
     again, second = landed(entry, tmp_path / "b", **realism)
     assert truth.rows == again.rows
     files = sorted(landing.iterdir())
     assert [path.read_bytes() for path in files] == [path.read_bytes() for path in sorted(second.iterdir())]
+    assert {path.name for path in landing.glob("*.star")} >= {"aligned_0001.star", "batch_0001.star"}
     for path in landing.glob("*.star"):
         table = read_star(path)
         assert not {KIND_LABEL, TRUE_LABEL} & set(table.labels)
@@ -116,6 +117,15 @@ def test_the_asked_share_of_labels_is_random_and_the_others_are_turned_by_3_to_5
     streamed = [word for word, role in zip(truth.column(TRUE_LABEL), truth.column(ROLE_LABEL), strict=True)
                 if role == "streamed"]  # fmt: skip
     assert set(streamed) == {"none"}
+
+
+def test_aligned_junk_is_labelled_junk(entry: Entry, tmp_path: Path) -> None:
+    for labels in ({}, {"bad_label_fraction": 0.1}):
+        truth, landing = landed(entry, tmp_path / f"{len(labels)}", junk_fraction=0.3, **labels)
+        known = told(landing, truth)[1]
+        words, kinds = np.array(known.column(TRUE_LABEL)), np.array(known.column(KIND_LABEL))
+        assert (words == "junk").any()
+        np.testing.assert_array_equal(words == "junk", kinds != "particle")
 
 
 def test_symmetry_mates_alone_have_no_error_in_their_group(entry: Entry, tmp_path: Path) -> None:
@@ -238,6 +248,9 @@ def test_settings_that_a_command_cannot_follow_are_refused(tmp_path: Path) -> No
         for_simulation(RealismSettings(bad_label_fraction=0.2))
     with pytest.raises(InvalidSettingsError, match="cannot be done to recorded images"):
         for_replay(RealismSettings(defocus_drift_angstrom=100.0), tmp_path)
+    with pytest.raises(InvalidSettingsError, match=r"realism\.noise_exponent: no noise is added"):
+        for_replay(RealismSettings(noise_exponent=1.0), tmp_path)
+    assert for_replay(RealismSettings(noise_exponent=1.0, added_noise=0.5), tmp_path).noise_exponent == 1.0
     with pytest.raises(InvalidSettingsError, match=r"realism\.added_noise: is for recorded images"):
         for_demo(RealismSettings(added_noise=1.0))
     in_images, in_labels = for_demo(RealismSettings(preset="session"))

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from support.scored import small_entry, turned
 
 from cesped_stream.benchmark.beside import Run
 from cesped_stream.benchmark.compare import Counts, compare
 from cesped_stream.benchmark.entries import open_entry
+from cesped_stream.benchmark.evaluation_report import evaluation_report
 from cesped_stream.benchmark.plan import ROLE_LABEL, plan_replay
 from cesped_stream.benchmark.predictions import PredictionType
 from cesped_stream.benchmark.replay import LOG_NAME, TRUTH_NAME, replay
@@ -22,6 +24,7 @@ from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import BuiltinEngine
+from cesped_stream_service.scoring import counts_of
 
 SETTINGS = ReplaySettings(first_aligned_micrographs=1, batch_rows=20)
 FACTS = {
@@ -99,6 +102,60 @@ def test_latency_is_told_of_every_streamed_particle(measures: StreamMeasures) ->
     assert [batch.num_particles for batch in measures.batches] == [20] * 5
     assert measures.latency.p50_seconds is not None
     assert 150 < measures.latency.p50_seconds < 170
+
+
+def test_views_without_psi_are_measured_and_counted(output: Path, truth: ParticleTable) -> None:
+    views = posed(truth).without(["rlnAnglePsi"])
+    result = measured(output, truth, views, engine=None, prediction_type=PredictionType.S2)
+    assert result.evaluation is not None
+    assert len(result.evaluation.errors_deg) == 100
+    counts = counts_of(views, truth, "C1", PredictionType.S2)
+    assert (counts.inferred, counts.unposed) == (100, 0)
+
+
+def test_a_pickers_score_weighs_nothing_in_a_stream(output: Path, truth: ParticleTable) -> None:
+    picker = posed(truth).without(["cestreamConfidence"])
+    for merit in ("0.5", "-1.5"):
+        scored = picker.with_columns({"rlnParticleFigureOfMerit": [merit] * len(picker)})
+        result = measured(output, truth, scored, engine=None).evaluation
+        assert result is not None
+        assert result.confidence is None
+        assert "cestreamConfidence" in result.why_no_confidence
+
+
+def test_shifts_that_were_not_predicted_have_no_error(output: Path, truth: ParticleTable) -> None:
+    for kind, predicted in ((PredictionType.SO3, False), (PredictionType.SO3xR2, True)):
+        evaluation = measured(output, truth, posed(truth), engine=None, prediction_type=kind).evaluation
+        assert evaluation is not None
+        told = evaluation.to_json()["shifts"]
+        assert told["predicted"] is predicted
+        assert (told["together_angstrom"] is not None) is predicted
+
+
+@pytest.mark.parametrize(("wrong", "told"), [(29, False), (30, True)])
+def test_a_ranking_of_few_poses_is_not_told(output: Path, truth: ParticleTable, wrong: int, told: bool) -> None:
+    predicted = posed(truth)
+    streamed = np.flatnonzero(np.array(truth.column(ROLE_LABEL)) == "streamed")[:wrong]
+    degrees = np.where(np.isin(np.arange(len(truth)), streamed), 90.0, 5.0)
+    table = turned(truth.without([ROLE_LABEL]), degrees)
+    columns = {label: predicted.column(label) for label in ("cestreamStatus", "cestreamConfidence")}
+    evaluation = measured(output, truth, table.with_columns(columns), engine=None).evaluation
+    assert evaluation is not None
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(evaluation_report(evaluation, "t"))
+    assert ("It ranks a pose within 15°" in captured.get()) is told
+
+
+def test_the_half_map_curve_takes_no_shift_of_the_truth(output: Path, truth: ParticleTable) -> None:
+    exact = posed(truth, 0.0)
+    off = {f"rlnOrigin{axis}Angst": [f"{40.0 * (-1) ** k:.1f}" for k in range(len(truth))] for axis in "XY"}
+    right, wrong = (measured(output, truth, table).maps[-1] for table in (exact, exact.with_columns(off)))
+    assert right.to_truth_05_angstrom == wrong.to_truth_05_angstrom
+    assert right.half_to_half_0143_angstrom is not None
+    assert wrong.half_to_half_0143_angstrom is None or (
+        wrong.half_to_half_0143_angstrom > right.half_to_half_0143_angstrom
+    )
 
 
 @pytest.mark.parametrize("folder", ["landing/", "Extract/job007/", "J12/imported/001234567890123456789_"])
@@ -198,7 +255,14 @@ def test_lost_particles_are_the_first_thing_to_act_on(output: Path, truth: Parti
     assert "Do not use these poses" not in read(stream_page(whole, "t")).text
 
 
-@pytest.mark.parametrize(("degrees", "advice"), [(5.0, "start a local refinement"), (120.0, "do not start a")])
+@pytest.mark.parametrize(
+    ("degrees", "advice"),
+    [
+        (5.0, "--sigma_ang 2.6"),
+        (25.0, "too wide for a local refinement. Refine globally"),
+        (120.0, "do not start a"),
+    ],
+)
 def test_what_to_do_next_follows_from_the_errors(
     output: Path, truth: ParticleTable, degrees: float, advice: str
 ) -> None:

@@ -4,7 +4,7 @@ import pytest
 from samples.models import TINY
 from support.scored import small_entry, truth_of
 
-from cesped_stream.benchmark.transfer import check_transfer
+from cesped_stream.benchmark.transfer import check_transfer, why_not_known_to_be_of_another_entry
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.model.checkpoint import CheckpointManifest, HalfRecord
 from cesped_stream.particles.table import ParticleTable
@@ -63,3 +63,21 @@ def test_another_symmetry_is_an_error_that_names_both_unless_it_is_allowed(table
     with pytest.raises(InvalidSettingsError, match=r"trained on 10166\) is for C1, this entry is D2.*--allow-symmetry"):
         check_transfer(manifest, table, "D2")
     assert check_transfer(manifest, table, "D2", allow_symmetry=True) == ["Trained for C1; errors are under D2."]
+
+
+@pytest.mark.parametrize(
+    ("name", "origin", "why"),
+    [
+        ("10166", "random", ""),
+        ("10166", "imagenet", ""),
+        ("", "random", "does not name"),
+        ("particles.star", "random", "a star file"),
+        ("10648", "random", "trained on 10648"),
+        ("consensus_10648", "random", "trained on consensus_10648"),
+        ("10166", "checkpoint i2s-0123456789ab", "began from checkpoint"),
+    ],
+)
+def test_a_checkpoint_is_of_another_entry_only_where_that_is_known(name: str, origin: str, why: str) -> None:
+    manifest = trained(FIELD).model_copy(update={"trained_on": name, "origin": origin})
+    said = why_not_known_to_be_of_another_entry(manifest, "10648")
+    assert (why in said) if why else said == ""

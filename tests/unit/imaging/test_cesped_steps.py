@@ -85,3 +85,10 @@ def test_exact_steps_are_those_of_a_whole_fourier_plane() -> None:
         sign = np.sign(np.sqrt(1 - 0.1**2) * np.sin(phase) + 0.1 * np.cos(phase))
         expected = np.clip(np.fft.ifft2(np.fft.fft2(image) * sign).real, image.min(), image.max())
         assert np.abs(outputs[k].numpy() - expected).max() < 1e-3
+
+
+def test_only_flipped_phases_are_clipped() -> None:
+    images = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+    for correction, clipped in (("phase_flip", True), ("multiply", False), ("wiener", False)):
+        outputs = CespedSteps(32, 2.0, normalise=False, ctf_correction=correction)(images, ctf_parameters(4))
+        assert (float(outputs.abs().max()) <= 1) == clipped, correction

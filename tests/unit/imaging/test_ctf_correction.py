@@ -68,6 +68,11 @@ def test_rows_that_carry_different_things_are_each_done_as_alone() -> None:
             assert torch.equal(together[k], alone[0])
 
 
+def test_a_correction_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="phase-flip"):
+        correct_ctf(torch.zeros(1, 16, 16), ctf_parameters(1), "phase-flip", wiener_regulariser=W)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("what", ["raw", "premultiplied"])
 @pytest.mark.parametrize("correction", CORRECTIONS)
 def test_noise_has_the_std_that_is_stated(correction: CtfCorrection, what: str) -> None:

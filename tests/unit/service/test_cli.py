@@ -46,6 +46,38 @@ def test_unknown_option_is_named_with_the_nearest_known_one(capsys: pytest.Captu
     assert "did you mean --landing.folder?" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("replay e --output o --frist-aligned 3", "--first-aligned"),
+        ("replay e --output o --replay.rat 3", "--replay.rate"),
+        ("evaluate --target t --predictions p --poses-onyl", "--poses-only"),
+        ("score out --poses p --beisde q", "--beside"),
+        ("entries download TEST --serverr x", "--server"),
+        ("entries preprocess TEST --output o --imagesize 3", "--image-size"),
+        ("bench infer --particels 3", "--particles"),
+        ("protocol e --output o --allow-symmetri", "--allow-symmetry"),
+    ],
+)
+def test_any_commands_misspelt_option_is_told_the_nearest(
+    words: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"did you mean {hint}?" in refusal(capsys, *words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("demo --realism session", "--realism.preset session"),
+        ("replay e --output o --training small", "--training.preset small"),
+        ("replay e --output o --replay 300", "--replay.seed 300"),
+    ],
+)
+def test_a_group_given_a_word_is_told_the_setting(words: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = refusal(capsys, *words.split())
+    assert "is a group of settings" in text and hint in text
+
+
 def test_unknown_command_and_missing_argument_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "invalid choice: 'rnu'" in refusal(capsys, "rnu")
     assert "SESSION" in refusal(capsys, "status")

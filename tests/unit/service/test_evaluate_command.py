@@ -1,5 +1,6 @@
 """`cesped-stream evaluate` from its words to its report and files."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from support.scored import small_entry, truth_of, turned
 
+from cesped_stream import evaluate_entry
 from cesped_stream.particles.star import write_star
 from cesped_stream_service.cli import main
 
@@ -17,6 +19,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truth = truth_of(small_entry(folder / "mine", num_particles=40, symmetry="C2")).without(["cestreamStack"])
     predicted = turned(truth, 6.0)
     write_star(folder / "both.star", predicted)
+    (folder / "bare").mkdir()
+    write_star(folder / "bare" / "particles.star", truth)
     for half in (0, 1):
         write_star(folder / f"half_{half}.star", predicted.select(np.flatnonzero(truth.half_sets() == half)))
     return folder
@@ -53,6 +57,59 @@ def test_masked_figures_are_left_out_on_request(root: Path, capsys: pytest.Captu
     assert "Maps, unmasked" in printed and "Maps, masked" not in printed and "Mask: none." in printed
 
 
+def test_an_output_that_cannot_be_written_is_told_before_any_map_is_made(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    cache = tmp_path / "cache"
+    words = ["--target", "mine", "--predictions", f"{root}/both.star", "--cache", str(cache)]
+    assert evaluate(root, *words, "--output", str(tmp_path / "file")) == 2
+    assert "file is a file; give another folder" in capsys.readouterr().err
+    assert evaluate(root, *words, "--output", "/proc/results") == 75
+    assert "/proc/results" in capsys.readouterr().err
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("command", ["simulate", "replay", "protocol", "score", "preprocess"])
+def test_every_command_says_so_before_it_works(
+    root: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    output = ["--output", str(tmp_path / "file" / "o")]
+    mine = str(root / "mine")
+    words = {
+        "simulate": ["simulate"],
+        "replay": ["replay", mine],
+        "protocol": ["protocol", mine],
+        "score": ["score", str(tmp_path), "--poses", f"{root}/both.star"],
+        "preprocess": ["entries", "preprocess", mine],
+    }[command]
+    assert main([*words, *output]) == 2
+    text = capsys.readouterr().err
+    assert "file is a file" in text and text.count("\n") == 1
+
+
+def test_a_disk_that_fails_while_writing_is_one_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.json")
+
+    monkeypatch.setattr("cesped_stream.benchmark.evaluation_files.write_whole", full)
+    words = ["--target", "mine", "--predictions", f"{root}/both.star", "--poses-only", "--output", str(tmp_path / "o")]
+    assert evaluate(root, *words) == 75
+    assert "metrics.json: No space left on device; make room" in capsys.readouterr().err
+
+
+def test_a_missing_star_ends_alike_in_both_commands_and_an_unknown_name_is_no_retry(root: Path) -> None:
+    star = f"{root}/absent.star"
+    assert evaluate(root, "--target", "mine", f"--half0={star}", f"--half1={root}/half_1.star") == 75
+    words = ["--predictionType", "SO3", "--half0PredsFname", star, "--half1PredsFname", f"{root}/half_1.star"]
+    assert evaluate_entry.main([*words, "--benchmarkDir", str(root), "--targetName", "mine"]) == 75
+    assert evaluate(root, "--target", "mien", "--predictions", f"{root}/both.star") == 2
+    assert evaluate_entry.main([*words, "--benchmarkDir", str(root), "--targetName", "mien"]) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -65,8 +122,25 @@ def test_masked_figures_are_left_out_on_request(root: Path, capsys: pytest.Captu
         (["--target", "nothing", "--predictions", "both.star", "--poses-only"], "nothing"),
         (["--target", "mine", "--predictions", "absent.star"], "absent.star"),
         (["--target", "mine", "--predictions", "both.star", "--mask", "absent.mrc"], "absent.mrc"),
-        (["--target", "mine", "--predictions", "both.star", "--processes", "0"], "engine: processes: got 0"),
-        (["--target", "mine/particles_0.star", "--predictions", "half_0.star", "--poses-only"], "give the point group"),
+        (
+            ["--target", "mine", "--predictions", "both.star", "--engine", "relion", "--processes", "0"],
+            "engine: processes: got 0",
+        ),
+        (["--target", "mine", "--predictions", "both.star", "--processes", "4"], "--processes: of RELION"),
+        (["--target", "mine", "--predictions", "both.star", "--skip-gridding"], "--skip-gridding: of RELION"),
+        (
+            ["--target", "mine", "--predictions", "both.star", "--engine", "relion", "--device", "cpu"],
+            "--device: of the builtin engine",
+        ),
+        (
+            ["--target", "mine", "--predictions", "both.star", "--poses-only", "--mask", "m.mrc", "--engine", "relion"],
+            "--mask, --engine: of maps",
+        ),
+        (
+            ["--target", "mine", "--predictions", "both.star", "--poses-only", "--no-confidence"],
+            "--no-confidence: of maps",
+        ),
+        (["--target", "bare/particles.star", "--predictions", "half_0.star", "--poses-only"], "give the point group"),
         (["--target", "mine", "--predictions", "both.star", "--prediction-type", "R3"], "invalid choice: 'R3'"),
     ],
 )

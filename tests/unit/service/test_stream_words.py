@@ -4,9 +4,10 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from support.scored import small_entry
+from support.scored import small_entry, turned
 
 from cesped_stream.errors import InvalidSettingsError
+from cesped_stream.particles.star import read_star, write_star
 from cesped_stream_service.cli import build_parser, main, settings_from
 from cesped_stream_service.stream_settings import ProtocolCommand, ReplayCommand
 from cesped_stream_service.stream_words import particles_per_second
@@ -69,6 +70,44 @@ def test_score_wants_a_replay_and_stars(capsys: pytest.CaptureFixture[str]) -> N
     assert "--poses" in capsys.readouterr().err
     assert main([]) == 0
     assert "    score" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("replay")
+    landed(small_entry(folder / "root" / "toy"), folder / "out", 3)
+    return folder
+
+
+def score(replayed: Path, *words: str) -> int:
+    return main(["score", str(replayed / "out"), "--no-maps", *words])
+
+
+def test_stars_with_nothing_of_the_replay_are_refused_with_examples(
+    replayed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    star = str(replayed / "root" / "toy" / "particles_0.star")
+    assert score(replayed, "--poses", star, "--output", str(tmp_path / "o")) == 2
+    text = capsys.readouterr().err
+    assert "none of 60 rows is an image of this replay" in text
+    assert "000001@particles_0.mrcs" in text and "000001@aligned_0001.mrcs" in text
+    assert not (tmp_path / "o" / "report.html").exists()
+
+
+@pytest.mark.parametrize("points", ["0", "101", "-1", "many"])
+def test_points_have_bounds(points: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "out", "--poses", "p.star", f"--points={points}"]) == 2
+    assert "it goes from 1 to 100" in capsys.readouterr().err
+
+
+def test_rows_that_repeat_a_particle_are_called_rows(
+    replayed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = read_star(replayed / "out" / "truth" / "truth.star")
+    write_star(tmp_path / "p.star", turned(truth, 5.0).select([*range(len(truth)), 50, 51]))
+    assert score(replayed, "--poses", f"{tmp_path}/p.star", "--output", f"{tmp_path}/o") == 0
+    assert "2 more rows are of a particle that stands there already" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_words_of_the_protocol_are_its_settings() -> None:

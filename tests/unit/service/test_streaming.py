@@ -33,14 +33,14 @@ def session(folder: Path, **changes: object) -> SessionSettings:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> ReplayPlan:
-    """Ten aligned rows, three of them in half-set 1."""
+    """Ten aligned rows, three of them in half-set 1, and one that streams."""
     entry = tmp_path / "entry"
     entry.mkdir()
     labels = ("rlnImageName", "rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnRandomSubset")
-    rows = [(f"{k + 1:06d}@a.mrcs", "0", f"{k}", "0", "2" if k < 3 else "1") for k in range(10)]
-    write_star(entry / "a.star", ParticleTable(labels, rows, (OPTICS,), np.zeros(10, np.int64)))
-    write_stack(entry / "a.mrcs", np.zeros((10, 16, 16), np.float32), 4.0)
-    return plan_replay(open_entry(entry), ReplaySettings(first_aligned=10))
+    rows = [(f"{k + 1:06d}@a.mrcs", "0", f"{k}", "0", "2" if k < 3 else "1") for k in range(11)]
+    write_star(entry / "a.star", ParticleTable(labels, rows, (OPTICS,), np.zeros(11, np.int64)))
+    write_stack(entry / "a.mrcs", np.zeros((11, 16, 16), np.float32), 4.0)
+    return plan_replay(open_entry(entry), ReplaySettings(first_aligned=10, order="recorded"))
 
 
 @pytest.mark.parametrize(
