@@ -37,8 +37,10 @@ class ParticlesDataset(Dataset[Item]):
     """Particles of one half-set of an entry: `iid, img, (rotMat, xyShiftAngs, confidence), metadata = dataset[i]`.
 
     - `iid`: rlnImageName; `metadata`: every column of the star, by name.
-    - `img` `(1, S, S)` float32: background of mean 0 and std 1, CTF corrected, cut and resized to S = `image_size`.
-      A particle whose pixels are NaN, infinite or all equal is all 0 and has confidence 0.
+    - `img` `(1, S, S)` float32: normalised to a background of mean 0 and std 1, then CTF corrected, cut and resized to
+      S = `image_size`. What that leaves of the std depends on both: `cesped`'s bilinear resize takes a third of white
+      noise's away, ours (`compatible=None`) none; `multiply` and `wiener` scale it (`corrected_noise_std`). A
+      particle whose pixels are NaN, infinite or all equal is all 0 and has confidence 0.
     - `rotMat` `(3, 3)` float32 left-multiplies image xyz and gives map xyz; of the poses that the symmetry makes equal
       (g @ rotMat) it is the one nearest to the identity. NaN, with confidence 0, where the star has no pose.
     - `xyShiftAngs` `(2,)` float32: the shift (x, y) in angstrom that centres the image; 0 where the star has none.

@@ -87,7 +87,7 @@ def evaluate_poses(
         half_sets=matched.truth.half_sets()[own],
         errors_deg=errors[own],
         truth_confidences=matched.truth.confidences()[own],
-        poses=_pose_metrics(matched.truth.select(own), rotations[own], group),
+        poses=_pose_metrics(matched.truth.select(own), rotations[own], group, prediction_type),
         shifts=_shift_errors(matched, own),
         confidence=_confidence(confidence, matched.is_particle, errors),
         why_no_confidence=why_none,
@@ -208,10 +208,15 @@ def _tells_apart(confidence: Float64) -> bool:
     return len(confidence) == 0 or bool(confidence.max() > 0 and (confidence != confidence[0]).any())
 
 
-def _pose_metrics(truth: ParticleTable, rotations: Float64, group: Float64) -> PoseMetrics | None:
+def _pose_metrics(
+    truth: ParticleTable, rotations: Float64, group: Float64, prediction_type: PredictionType
+) -> PoseMetrics | None:
     if not len(truth):
         return None
-    return pose_metrics(truth.rotations(), rotations, truth.confidences(), truth.half_sets(), group)
+    views_only = prediction_type is PredictionType.S2
+    return pose_metrics(
+        truth.rotations(), rotations, truth.confidences(), truth.half_sets(), group, views_only=views_only
+    )
 
 
 def _shift_errors(matched: MatchedPredictions, own: Int64) -> ShiftErrors | None:

@@ -1,4 +1,4 @@
-"""Pose errors of the CESPED benchmark (the paper's section 2.4), with the spread beside the mean."""
+"""Pose errors of the CESPED benchmark (the paper's section 2.3), with the spread beside the mean."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.so3.distance import angular_error_deg, in_plane_error_deg, rotations_to_numpy, view_error_deg
-from cesped_stream.so3.grids import pose_grid
+from cesped_stream.so3.grids import num_in_plane, pose_grid
 
 Float64 = NDArray[np.float64]
 
@@ -43,13 +43,17 @@ class PoseMetrics:
     """Of the half-sets that have particles, 0 before 1."""
     together: PoseErrors
     random_mean_deg: float
-    """Mean error of uniformly random poses: 126.5 without symmetry, less with."""
+    """Mean error of uniformly random poses: 126.5 without symmetry, less with. Of random views where only those were
+    predicted: 90, less with symmetry."""
 
 
-def pose_metrics(true: Any, predicted: Any, confidence: Any, half_sets: Any, group: Any) -> PoseMetrics:
+def pose_metrics(
+    true: Any, predicted: Any, confidence: Any, half_sets: Any, group: Any, *, views_only: bool = False
+) -> PoseMetrics:
     """Measure predicted poses `(n, 3, 3)` against true ones, n at least 1, under `group` `(g, 3, 3)`.
 
     `confidence` `(n,)` is the truth's (rlnMaxValueProbDistribution), not the prediction's; `half_sets` `(n,)` 0 or 1.
+    `views_only`: the in-plane angle was given, so that a guess is a view drawn at random, not a pose.
     Raises ValueError for poses that are not finite: particles without a pose are to be counted, not averaged.
     """
     truth, poses = rotations_to_numpy(true), rotations_to_numpy(predicted)
@@ -64,7 +68,7 @@ def pose_metrics(true: Any, predicted: Any, confidence: Any, half_sets: Any, gro
     return PoseMetrics(
         halves=tuple(measured(halves == half, half) for half in (0, 1) if (halves == half).any()),
         together=measured(np.ones(len(errors), np.bool_), None),
-        random_mean_deg=random_mean_deg(group),
+        random_mean_deg=random_view_mean_deg(group) if views_only else random_mean_deg(group),
     )
 
 
@@ -121,6 +125,17 @@ def median_displacement_angstrom(errors_deg: Any, radius_angstrom: Any) -> Float
 def random_mean_deg(group: Any) -> float:
     """Return the mean error of uniformly random poses under `group` `(g, 3, 3)`, to 0.1 degrees."""
     return mean_angular_error_deg(angular_error_deg(_UNRELATED_POSE, pose_grid(_RANDOM_GRID_ORDER), group))
+
+
+def random_view_mean_deg(group: Any) -> float:
+    """Return the mean angle between two uniformly random views under `group` `(g, 3, 3)`: 90 without symmetry.
+
+    Unlike that of poses it depends on where the true view lies, so true views are averaged over too.
+    """
+    views = pose_grid(_RANDOM_GRID_ORDER)[:: num_in_plane(_RANDOM_GRID_ORDER), :, 2]
+    mates = rotations_to_numpy(group) @ (_UNRELATED_POSE @ views.T)
+    cosines = np.max(views @ mates, axis=0)
+    return mean_angular_error_deg(np.rad2deg(np.arccos(cosines.clip(-1, 1))))
 
 
 def _pose_errors(

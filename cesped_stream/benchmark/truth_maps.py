@@ -87,7 +87,7 @@ def truth_maps(
             )
     if cache is None:
         return _made(tables, symmetry, engine, on_progress)
-    folder = cache / content_key(tables, symmetry, engine.name, StackDigests(cache / "stacks.json"))
+    folder = cache / content_key(tables, symmetry, engine.identity, StackDigests(cache / "stacks.json"))
     if (cached := _cached(folder)) is not None:
         return cached
     made = _made(tables, symmetry, engine, on_progress)

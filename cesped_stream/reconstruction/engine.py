@@ -28,6 +28,11 @@ class Engine(Protocol):
         """What reports call it: it tells two engines, or two settings of one, apart."""
         ...
 
+    @property
+    def identity(self) -> str:
+        """The name, and of an external program which one it is: what a cache of maps tells two versions apart by."""
+        ...
+
     def reconstruct(
         self,
         table: ParticleTable,
@@ -54,6 +59,11 @@ class BuiltinEngine:
     def name(self) -> str:
         """See `Engine.name`."""
         return "builtin"
+
+    @property
+    def identity(self) -> str:
+        """See `Engine.identity`."""
+        return self.name
 
     def reconstruct(
         self,

@@ -46,6 +46,19 @@ class RelionEngine:
         """See `Engine.name`."""
         return "relion --skip_gridding" if self._settings.skip_gridding else "relion"
 
+    @property
+    def identity(self) -> str:
+        """See `Engine.identity`; InvalidSettingsError where the program is not there."""
+        image = self._settings.singularity_image
+        file = (
+            Path(_program("relion_reconstruct", self._settings.relion_folder)) if image is None else image.expanduser()
+        )
+        try:
+            found = file.stat()
+        except OSError as error:
+            raise InvalidSettingsError(f"{file}: {error.strerror}; name the program or the image") from None
+        return f"{self.name} ({file}, {found.st_size} bytes, {found.st_mtime_ns})"
+
     def reconstruct(
         self,
         table: ParticleTable,

@@ -13,10 +13,12 @@ from cesped_stream.benchmark.metrics import (
     median_displacement_angstrom,
     pose_metrics,
     random_mean_deg,
+    random_view_mean_deg,
     rms_displacement_angstrom,
     shift_rmse_angstrom,
     weighted_mean_angular_error_deg,
 )
+from cesped_stream.imaging.simulate import random_rotations
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
 
@@ -149,3 +151,13 @@ def test_displacement_is_that_of_points_on_a_sphere_that_is_turned() -> None:
     assert median_displacement_angstrom(errors, 50.0) == pytest.approx(
         np.sqrt((moved[1] ** 2).sum(-1).mean()), rel=0.01
     )
+
+
+@pytest.mark.parametrize("symmetry", ["C1", "C3", "D2"])
+def test_a_guessed_view_is_as_far_off_as_drawn_views_are(symmetry: str) -> None:
+    group = group_rotations(symmetry)
+    drawn, true = (random_rotations(20_000, np.random.default_rng(seed))[:, :, 2] for seed in (3, 4))
+    expected = np.rad2deg(np.arccos(np.einsum("gij,nj,ni->gn", group, true, drawn).max(0).clip(-1, 1))).mean()
+    assert random_view_mean_deg(group) == pytest.approx(expected, abs=0.7)
+    if symmetry == "C1":
+        assert random_view_mean_deg(group) == pytest.approx(90, abs=0.1)

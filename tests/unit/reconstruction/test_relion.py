@@ -241,6 +241,18 @@ def test_program_is_ended_when_we_are_interrupted(tmp_path: Path) -> None:
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+def test_another_version_of_the_program_is_another_engine_to_a_cache(tmp_path: Path) -> None:
+    engine = RelionEngine(EngineSettings(kind="relion", relion_folder=tmp_path))
+    with pytest.raises(InvalidSettingsError, match="relion_reconstruct"):
+        _ = engine.identity
+    program(tmp_path, "relion_reconstruct", "exit 0")
+    first = engine.identity
+    assert engine.identity == first
+    program(tmp_path, "relion_reconstruct", "exit 0  # upgraded")
+    assert engine.identity != first
+    assert engine.name == "relion"
+
+
 def test_engines_are_made_from_settings() -> None:
     assert engine_from(EngineSettings()).name == "builtin"
     names = {engine_from(EngineSettings(kind="relion", skip_gridding=skip)).name for skip in (False, True)}
