@@ -18,7 +18,7 @@ from cesped_stream.benchmark.figure import save_figure
 from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.plan import BatchRole, ReplayPlan, plan_replay
 from cesped_stream.benchmark.pose_ways import errors_of_ways, inferred_rows, limit_of_noise, proposers_of
-from cesped_stream.benchmark.predictions import read_predictions
+from cesped_stream.benchmark.predictions import PredictionType, read_predictions
 from cesped_stream.benchmark.replay import LOG_NAME, TRUTH_NAME
 from cesped_stream.benchmark.replay import replay as land_plan
 from cesped_stream.benchmark.report import (
@@ -280,6 +280,9 @@ class _Outcome:
                 times=self._times(truth),
                 model_seconds=_model_seconds(self.record),
                 points=self.settings.reporting.points,
+                prediction_type=PredictionType.SO3xR2
+                if isinstance(manifest, ReferenceManifest)
+                else PredictionType.SO3,
                 facts=self._stream_facts(comparison, manifest, facts),
                 on_progress=StageBars(bars),
             )
