@@ -16,11 +16,11 @@ from cesped_stream.model.device import pick_device
 from cesped_stream.model.image2sphere import Image2Sphere
 from cesped_stream.settings import InferenceSettings
 from cesped_stream.so3.distribution import top_poses
+from cesped_stream.so3.grids import grid_step_deg
 from cesped_stream.so3.symmetry import group_rotations
 
 logger = logging.getLogger(__name__)
 
-GRID_STEP_DEG_AT_ORDER_0 = 58.6
 SEPARATION_IN_GRID_STEPS = 2.0
 BATCH_MULTIPLE = 16
 
@@ -42,6 +42,8 @@ class PoseBatch:
     """`(n,)`, `particles.flags.ImageFlag`."""
     digest: NDArray[np.uint8]
     """`(n, 16)`: blake2b of the image's bytes in its file; zeros where no file was read."""
+    shift_angstrom: NDArray[np.float64]
+    """`(n, 2)` (x, y) that centre the image; NaN where the proposer gives none, as the network does."""
 
     def __len__(self) -> int:
         return len(self.confidence)
@@ -56,7 +58,13 @@ class PoseBatch:
             top_probability=np.zeros((n, k)),
             flag=np.zeros(n, np.uint8),
             digest=np.zeros((n, 16), np.uint8),
+            shift_angstrom=np.full((n, 2), np.nan),
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence["PoseBatch"]) -> "PoseBatch":
+        """Return the rows of all parts, at least one, in order; they have equally many candidates."""
+        return cls(**{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(cls)})
 
     def put(self, index: NDArray[np.int64], part: "PoseBatch") -> None:
         """Overwrite the rows at `index` with `part`, in that order."""
@@ -85,7 +93,7 @@ class Predictor:
         self._models = {half: loaded.model_for(half, half_mode) for half in HALVES}
         self._group = group_rotations(self.manifest.symmetry)
         order = self.manifest.model.grid_order
-        self._separation_deg = SEPARATION_IN_GRID_STEPS * GRID_STEP_DEG_AT_ORDER_0 / 2**order
+        self._separation_deg = SEPARATION_IN_GRID_STEPS * grid_step_deg(order)
 
     def model_for(self, half_set: int) -> Image2Sphere:
         """Return the model that predicts the particles of a half-set, in eval mode on `device`."""
@@ -138,6 +146,7 @@ class Predictor:
             top_probability=confidences,
             flag=np.zeros(n, np.uint8),
             digest=np.zeros((n, 16), np.uint8),
+            shift_angstrom=np.full((n, 2), np.nan),
         )
 
     def _halve_batch(self) -> None:

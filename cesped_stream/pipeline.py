@@ -1,18 +1,69 @@
 """From rows of a star to poses: read, flag, preprocess, predict, in bounded memory."""
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from cesped_stream.imaging.preprocess import Preprocessor, image_flags
 from cesped_stream.inference import PoseBatch, Predictor
+from cesped_stream.model.checkpoint import HalfMode
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import StackReader, read_images
 from cesped_stream.particles.table import ParticleTable
+from cesped_stream.reference_pair import MatchingSettings, ReferenceProposer, checkpoint_kind
+from cesped_stream.settings import InferenceSettings
 
+NETWORK_PROPOSER = "image2sphere"
 ROWS_READ_AT_ONCE = 64
 BATCHES_HELD = 8
+
+
+class Proposer(Protocol):
+    """What gives the rows of a table their poses, from one checkpoint."""
+
+    @property
+    def checkpoint_id(self) -> str:
+        """Of the checkpoint, as its manifest names it."""
+
+    @property
+    def proposer(self) -> str:
+        """What `cestreamProposer` says of its rows."""
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a call that fill its memory; more take no less time each."""
+
+    def poses(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
+        """Return the poses of a table's rows, in their order."""
+
+
+class NetworkProposer:
+    """Poses by both half-models of a checkpoint of networks: rotations without shifts, the paper's way."""
+
+    proposer = NETWORK_PROPOSER
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self.checkpoint_id = predictor.manifest.checkpoint_id
+        self.rows_at_once = BATCHES_HELD * predictor.settings.batch_size
+
+    def poses(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
+        """Return `infer_table`'s poses."""
+        return infer_table(self.predictor, table, reader)
+
+
+def open_proposer(
+    folder: Path, inference: InferenceSettings, matching: MatchingSettings, half_mode: HalfMode
+) -> Proposer:
+    """Return what a checkpoint folder holds, ready to give poses: its networks or its references.
+
+    UnreachableFileError where a file is missing, InvalidCheckpointError where one is not what the manifest says.
+    """
+    if checkpoint_kind(folder) == "reference":
+        return ReferenceProposer(folder, matching, half_mode)
+    return NetworkProposer(Predictor(folder, inference, half_mode))
 
 
 def infer_table(

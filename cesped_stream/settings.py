@@ -289,6 +289,56 @@ class EngineSettings(Settings):
     )
 
 
+class FusionSettings(Settings):
+    """How the proposers' distributions over poses become one."""
+
+    proposers: Literal["network", "gallery", "both"] = Field(
+        "both",
+        description="Who proposes poses: network alone is the paper's way, gallery needs no training, both are pooled.",
+    )
+    floor: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="Share of each proposer's probability that lies evenly over all rotations: no proposer can veto a "
+        "pose that another is sure of.",
+    )
+    grid_order: int | None = Field(
+        None,
+        ge=1,
+        le=5,
+        description="Grid on which distributions are pooled; not given, the finest of the proposers'. A coarser one is "
+        "quicker, and enough where poses are refined afterwards.",
+    )
+    keep: int = Field(512, ge=16, description="Grid rotations kept of each fused distribution, the likeliest.")
+    neighbourhood_steps: float = Field(
+        1.0,
+        gt=0,
+        le=4,
+        description="The weights make grid rotations within this many grid steps of the true pose likely.",
+    )
+    min_particles: int = Field(100, ge=20, description="Held-out particles below which no weights are fitted.")
+
+
+class CalibrationSettings(Settings):
+    """How confidence is fitted and watched: P(the pose is within `within_deg` of the consensus)."""
+
+    within_deg: float = Field(5.0, gt=0, le=180, description="How near the consensus a pose must be to be right.")
+    min_particles: int = Field(
+        500, ge=100, description="Held-out particles of a half below which nothing is fitted; 2,000 are advised."
+    )
+    min_group_particles: int = Field(
+        300, ge=100, description="Held-out particles from which an optics group has scores of its own."
+    )
+    folds: int = Field(5, ge=2, le=20, description="Parts, of whole micrographs, that the figures are measured on.")
+    stale_index: float = Field(
+        0.2,
+        gt=0,
+        description="Population stability index of the scores, beyond chance, at which the calibration is stale.",
+    )
+    min_drift_particles: int = Field(200, ge=50, description="Scores below which no drift is claimed.")
+
+
 class OpticsSettings(Settings):
     """One optics group of a simulated entry."""
 
@@ -478,3 +528,85 @@ IMAGE_SWITCHES = frozenset(
 )
 """What each, at its default, turns a kind of realism in the images or the choice of particles off."""
 _REALISM_SWITCHES = IMAGE_SWITCHES | SIMULATE_ONLY | LABEL_SETTINGS
+
+
+class ReferenceSettings(Settings):
+    """How a half-set's reference is made from its aligned rows, or from a given map."""
+
+    finest_angstrom: float = Field(
+        6.0, gt=0, description="Finest resolution kept in a reference; larger images are made smaller accordingly."
+    )
+    mask_lowpass_angstrom: float = Field(
+        15.0, ge=0, description="Low-pass of the map from whose density the soft mask is made."
+    )
+    map_lowpass_angstrom: float = Field(
+        20.0, gt=0, description="Low-pass of a given map: both half-sets share it, so it must not carry detail."
+    )
+    background_radius_angstrom: float = Field(
+        0.0, ge=0, description="Pixels farther than this from the centre are background; 0: the inscribed circle."
+    )
+    noise_rows: int = Field(1000, ge=20, description="Aligned rows, at most, on whose residuals the noise is fitted.")
+
+
+class GallerySettings(Settings):
+    """How particles are compared with all views of a reference."""
+
+    score: Literal["likelihood", "correlation"] = Field(
+        "likelihood",
+        description="likelihood: of the whitened residual, one scale an optics group; correlation: plain normalised "
+        "cross-correlation, its posterior that of white noise of unknown scale.",
+    )
+    grid_order: int = Field(3, ge=1, le=4, description="HEALPix order of the SO(3) grid of the result.")
+    coarse_order: int = Field(
+        2, ge=1, le=4, description="Order searched whole; equal to grid_order: exhaustive, nothing is left out."
+    )
+    keep_fraction: float = Field(
+        0.02, gt=0, le=1, description="Share of the coarse views, the best ones, whose fine views are searched."
+    )
+    limit_angstrom: float = Field(
+        0.0,
+        ge=0,
+        description="Finest resolution compared; 0: what each grid's step supports, or the reference's.",
+    )
+    shift_range_angstrom: float = Field(15.0, ge=0, description="Shifts within this distance are searched.")
+    shift_step_angstrom: float = Field(
+        0.0, ge=0, description="Distance of the coarse search's shifts; 0: a quarter of its limit."
+    )
+    temperature: float = Field(1.0, gt=0, description="Log-likelihoods are divided by it before they become weights.")
+    num_kept: int = Field(64, ge=1, description="Grid rotations kept in a particle's distribution.")
+    num_modes: int = Field(3, ge=1, le=50, description="Distinct poses kept, best first.")
+    batch_size: int = Field(32, ge=1, description="Particles in one matrix product; the last batch is padded to it.")
+    memory_mib: int = Field(64, ge=1, description="Scores held at a time; views come in tiles accordingly.")
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32", description="Of the coarse search's products; tf32 only means something on a GPU."
+    )
+
+
+class RefinementSettings(Settings):
+    """How proposed poses are refined against the reference."""
+
+    radius_deg: float = Field(
+        0.0, ge=0, le=60, description="Angle searched around a proposal; 0: one step of the grid that it comes from."
+    )
+    stages: int = Field(
+        2,
+        ge=1,
+        le=6,
+        description="Searches at least, each with half the step of the one before; more follow until the step supports "
+        "the limit.",
+    )
+    num_modes: int = Field(3, ge=1, le=50, description="Proposals of a particle that are searched, best first.")
+    least_weight: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Proposals of less posterior mass than this share of the first one's are left out.",
+    )
+    limit_angstrom: float = Field(0.0, ge=0, description="Finest resolution compared; 0: the reference's.")
+    shift_range_angstrom: float = Field(
+        0.0,
+        ge=0,
+        description="Shifts searched about the proposal's in x and y; 0: one and a half steps of the gallery's.",
+    )
+    batch_size: int = Field(16, ge=1, description="Proposals searched at a time.")
+    memory_mib: int = Field(256, ge=1, description="Candidates' projections held at a time.")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name
+from cesped_stream.particles.table import ParticleTable
 
 from .finished import BatchTables, Finished, output_tables
 from .ledger import UNPOSED_PLACE, Ledger, Run
@@ -38,7 +39,7 @@ class Committer:
         commit = Commit()
         latencies = []
         for finished in group:
-            table = self._tables.rows(finished.batch_id, finished.first_row, finished.num_rows)
+            table = self.input_rows(finished)
             posed, unposed = output_tables(table, finished)
             with_pose = finished.posed()
             commit.posed.append((posed, _runs(finished, with_pose)))
@@ -64,6 +65,10 @@ class Committer:
         latency = max(0.0, now - batch.landed) if measurable else None
         lease = (finished.lease_id, finished.num_rows, latency, int(batch.had_model))
         return (*lease, finished.worker, finished.compute_seconds)
+
+    def input_rows(self, finished: Finished) -> ParticleTable:
+        """Return the rows as they landed."""
+        return self._tables.rows(finished.batch_id, finished.first_row, finished.num_rows)
 
     def conflicting(self, finished: Finished) -> list[int]:
         """Return the rows (within the batch) whose pixels differ from those that an earlier pose was made from."""

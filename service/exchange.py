@@ -217,6 +217,9 @@ def wrong_with(frames: Frames, num_rows: int) -> str:
     for name in ("euler_deg", "confidence", "top_euler_deg", "top_probability"):
         if not np.isfinite(frames[name][posed]).all():
             return f"{name} is not finite in a row that is not flagged"
+    shifts = frames["shift_angstrom"][posed]
+    if not (np.isfinite(shifts).all() or np.isnan(shifts).all()):
+        return "shift_angstrom is neither given for all rows that are not flagged nor for none"
     if frames["flag"].max(initial=0) > max(ImageFlag):
         return f"flag {frames['flag'].max()} is unknown"
     return ""

@@ -41,6 +41,12 @@ class Poses:
     top_probability: Float64
     flag: NDArray[np.uint8]
     digest: NDArray[np.uint8]
+    shift_angstrom: Float64
+
+    @property
+    def has_shifts(self) -> bool:
+        """Return whether the proposer gives shifts: it does for all of a result's rows, or for none."""
+        return bool(np.isfinite(self.shift_angstrom[self.flag == 0]).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +95,21 @@ def pose_cells(finished: Finished, row: int, revision: int) -> dict[str, str]:
     angles = {label: f"{a:.6f}" for label, a in zip(ANGLE_LABELS, poses.euler_deg[row], strict=True)}
     modes = np.concatenate([poses.top_euler_deg[row], poses.top_probability[row, :, None]], axis=1)
     own["cestreamTopPoses"] = "[" + ",".join(f"{number:.6f}" for number in modes.ravel()) + "]"
+    if poses.has_shifts:
+        angles |= {label: f"{a:.6f}" for label, a in zip(ORIGIN_LABELS, poses.shift_angstrom[row], strict=True)}
     return angles | own
 
 
+def origin_cells(table: ParticleTable, row: int) -> dict[str, str]:
+    """Return the origin that a row keeps where nothing predicts one: its own, or 0."""
+    return {label: table.column(label)[row] if label in table else "0.000000" for label in ORIGIN_LABELS}
+
+
 def prior_labels(labels: Sequence[str]) -> dict[str, str]:
-    """Return the angle priors among `labels`, each with the angle that it must equal once that is predicted."""
-    return {f"{angle}Prior": angle for angle in ANGLE_LABELS if f"{angle}Prior" in labels}
+    """Return the priors among `labels`, each with the angle or origin that it must equal once that is predicted."""
+    priors = {f"{angle}Prior": angle for angle in ANGLE_LABELS}
+    priors |= {f"rlnOrigin{axis}PriorAngst": f"rlnOrigin{axis}Angst" for axis in "XY"}
+    return {prior: label for prior, label in priors.items() if prior in labels}
 
 
 def output_tables(table: ParticleTable, finished: Finished) -> tuple[ParticleTable, ParticleTable]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-PROTOCOL_VERSION: Literal[1] = 1
+PROTOCOL_VERSION: Literal[2] = 2
 
 # What SQLite, a log line and the status can hold: a peer's larger value is refused at the boundary.
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -22,7 +22,7 @@ Text = Annotated[str, Field(max_length=4000)]
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    version: Literal[1] = PROTOCOL_VERSION
+    version: Literal[2] = PROTOCOL_VERSION
 
 
 class FrameHeader(BaseModel):
@@ -99,14 +99,15 @@ class Result(Message):
     """Poses of one lease. Frames, all with first dimension num_rows:
 
     `euler_deg` <f8 (n, 3); `confidence` <f8 (n,); `top_euler_deg` <f8 (n, k, 3); `top_probability` <f8 (n, k);
-    `flag` |u1 (n,) (0 posed, else `particles.flags`); `digest` |u1 (n, 16).
+    `flag` |u1 (n,) (0 posed, else `particles.flags`); `digest` |u1 (n, 16); `shift_angstrom` <f8 (n, 2), NaN in every
+    row where the proposer gives no shifts.
     """
 
     kind: Literal["result"] = "result"
     incarnation: Incarnation
     lease_id: Int64
     checkpoint_id: str
-    proposer: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    proposer: str = Field(pattern=r"^[A-Za-z0-9_.+-]{1,64}$")
     compute_seconds: float
     frames: tuple[FrameHeader, ...]
 

@@ -30,6 +30,7 @@ from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import ParticleTable
+from cesped_stream.pipeline import NetworkProposer
 from cesped_stream.reconstruction.engine import BuiltinEngine
 from cesped_stream.training import fit
 
@@ -113,13 +114,14 @@ class _Run:
             return output
         rows = np.flatnonzero(self.table.half_sets() == half)
         predictor = Predictor(checkpoint, self.settings.inference, self.settings.half_mode)
+        proposer = NetworkProposer(predictor)
         reader, posed, unposed = StackReader(), list[ParticleTable](), list[ParticleTable]()
         task = self.bars.add_task(f"half {half} inferred", total=len(rows))
         for start in range(0, len(rows), ROWS_AT_ONCE):
             if stop.asked():
                 raise fit.TrainingStopped(f"inference of half {half} stopped on request; start it again to go on")
             part = self.table.select(rows[start : start + ROWS_AT_ONCE])
-            for kept, found in zip((posed, unposed), posed_and_unposed(predictor, part, reader), strict=True):
+            for kept, found in zip((posed, unposed), posed_and_unposed(proposer, part, reader), strict=True):
                 kept.extend([found] if len(found) else [])
             self.bars.advance(task, len(part))
         if unposed:

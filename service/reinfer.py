@@ -1,10 +1,10 @@
 """Redoing committed rows with another checkpoint: whole shards, each switched by one rename, each row exactly once."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .committing import Committer
-from .finished import NO_CHECKPOINT, Finished, pose_cells
+from .finished import NO_CHECKPOINT, Finished, origin_cells, pose_cells
 from .leasing import Span
 from .ledger import Ledger, Run
 from .rolling import PoseFiles
@@ -64,11 +64,11 @@ class Reinference:
                 if wanted.get(finished.shard_id) != finished.checkpoint_id:
                     continue
                 conflicts = set(self._committer.conflicting(finished))
-                posed = finished.posed()
+                posed, cells_of = finished.posed(), self._cells_of(finished)
                 rows = []
                 for k in range(finished.num_rows):
                     keep = not posed[k] or finished.first_row + k in conflicts
-                    cells = "" if keep else json.dumps(pose_cells(finished, k, 0))
+                    cells = "" if keep else json.dumps(cells_of(k))
                     rows.append((finished.shard_id, finished.position + k, cells))
                 self._ledger.executemany("INSERT INTO staged VALUES(?, ?, ?)", rows)
                 lease = self._committer.lease_record(finished, now)
@@ -77,6 +77,14 @@ class Reinference:
                     "INSERT OR IGNORE INTO conflicts VALUES(?, ?, 'pixels', 'stack')",
                     [(finished.batch_id, row) for row in sorted(conflicts)],
                 )
+
+    def _cells_of(self, finished: Finished) -> Callable[[int], dict[str, str]]:
+        """Return what gives a redone row's cells; one whose proposer gives no shifts gets back the origin it came with,
+        whatever it had meanwhile."""
+        if finished.poses is None or finished.poses.has_shifts:
+            return lambda row: pose_cells(finished, row, 0)
+        table = self._committer.input_rows(finished)
+        return lambda row: origin_cells(table, row) | pose_cells(finished, row, 0)
 
     def switch_ready(self, shard_ids: set[int]) -> None:
         """Switch those of the shards whose rows are all staged."""

@@ -17,7 +17,8 @@ from cesped_stream.benchmark.evaluation_files import METRICS_FILE
 from cesped_stream.benchmark.figure import save_figure
 from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.plan import BatchRole, ReplayPlan, plan_replay
-from cesped_stream.benchmark.predictions import read_predictions
+from cesped_stream.benchmark.pose_ways import errors_of_ways, inferred_rows, limit_of_noise, proposers_of
+from cesped_stream.benchmark.predictions import PredictionType, read_predictions
 from cesped_stream.benchmark.replay import LOG_NAME, TRUTH_NAME
 from cesped_stream.benchmark.replay import replay as land_plan
 from cesped_stream.benchmark.report import (
@@ -29,8 +30,14 @@ from cesped_stream.benchmark.report import (
     write_summary,
 )
 from cesped_stream.benchmark.stream_realism import for_replay, in_session_order
-from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream, stream_latencies, streamed
-from cesped_stream.benchmark.stream_times import Latency, StreamTimes, stream_times
+from cesped_stream.benchmark.stream_report import (
+    StreamMeasures,
+    measure_stream,
+    stream_latencies,
+    streamed,
+    with_landed_stacks,
+)
+from cesped_stream.benchmark.stream_times import Latency, StreamTimes, first_pose_seconds, stream_times
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.export.star import export_star
 from cesped_stream.imaging.entry import TRUTH_MAP
@@ -38,9 +45,16 @@ from cesped_stream.imaging.maps import read_map
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
+from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import BuiltinEngine
+from cesped_stream.reference_pair import (
+    ReferenceManifest,
+    ReferenceProposer,
+    checkpoint_kind,
+    read_reference_manifest,
+)
 from cesped_stream.settings import RealismSettings
 
 from .commit_times import committed_at
@@ -50,6 +64,7 @@ from .settings import LandingSettings, SessionSettings
 from .stream_outcome import REPORT_NAME, StageBars, StreamStatement, contained_words, stated_of, write_outcome
 from .stream_settings import ProtocolCommand, ReplayCommand, StreamCommand
 from .streaming import StreamProgress, StreamRecord, stream_entry
+from .worker import matching_settings
 
 PUBLISHED_MARK = "model published"
 
@@ -163,6 +178,7 @@ def session_settings(settings: StreamCommand, symmetry: str) -> SessionSettings:
     """Return the settings of the session that answers a stream, all paths absolute."""
     values: dict[str, Any] = {
         "session": settings.output / "session",
+        "proposer": settings.proposer,
         "half_mode": settings.half_mode,
         "min_aligned_per_half": settings.min_aligned_per_half,
         "checkpoint": settings.checkpoint,
@@ -174,9 +190,15 @@ def session_settings(settings: StreamCommand, symmetry: str) -> SessionSettings:
         ),
         "training": settings.training.model_copy(update={"symmetry": symmetry}),
         "inference": settings.inference,
+        "referencing": settings.referencing,
+        "gallery": settings.gallery,
+        "refinement": settings.refinement,
         "service": settings.service,
     }
     return with_absolute_paths(SessionSettings(**values))
+
+
+Manifest = CheckpointManifest | ReferenceManifest
 
 
 @dataclass(frozen=True)
@@ -195,10 +217,17 @@ class _Outcome:
         output = self.settings.output
         files = export_star(SessionFolder.of(self.session).poses, output / "poses.star")
         truth = read_star(output / "truth" / TRUTH_NAME)
-        comparison = compare([read_star(path) for path in files], truth, self.session.training.symmetry)
+        exported = [read_star(path) for path in files]
+        comparison = compare(exported, truth, self.session.training.symmetry)
         manifest = _manifest(self.record, self.session)
         stated = stated_of(self.entry.folder)
-        facts = _facts(self.settings, self.record, manifest, stages, start, stated, self._latencies(truth))
+        rows = inferred_rows(comparison, exported)
+        facts = replace(
+            _facts(self.settings, self.record, manifest, stages, start, stated, self._latencies(truth)),
+            proposer=proposers_of(rows),
+            first_pose_seconds=first_pose_seconds(self._times(truth), truth),
+            pose_errors=errors_of_ways(comparison, rows) | self._limit(comparison, manifest),
+        )
         measures = self._measure(truth, comparison, manifest, facts, console) if self.settings.reporting.write else None
         if measures is not None and measures.evaluation is not None:
             comparison = replace(comparison, metrics=measures.evaluation.poses)
@@ -207,7 +236,7 @@ class _Outcome:
             comparison,
             summary,
             self.session.landing.folder,
-            preprocessor=Preprocessor(manifest.preprocess, manifest.network_pixel_size_angstrom) if manifest else None,
+            preprocessor=_preprocessor(manifest),
             reference=_reference(self.entry.folder),
             timeline=self.record.timeline,
             title=self._title(stated),
@@ -219,6 +248,16 @@ class _Outcome:
         write_summary(summary, output / "summary.json")
         return summary
 
+    def _limit(self, comparison: Comparison, manifest: Manifest | None) -> dict[str, float | None]:
+        """What refinement reaches from the true poses, by the references that the session used."""
+        in_use = self.record.status.checkpoint
+        if not isinstance(manifest, ReferenceManifest) or in_use is None or comparison.metrics is None:
+            return {}
+        proposer = ReferenceProposer(Path(in_use.folder), matching_settings(self.session), self.session.half_mode)
+        landed = with_landed_stacks(comparison.truth, self.session.landing.folder)
+        reader = StackReader()
+        return limit_of_noise(comparison, lambda rows: proposer.refined(rows, reader), landed)
+
     def _title(self, stated: dict[str, Any]) -> str:
         return f"{stated.get('name', self.entry.name)}, streamed"
 
@@ -226,7 +265,7 @@ class _Outcome:
         self,
         truth: ParticleTable,
         comparison: Comparison,
-        manifest: CheckpointManifest | None,
+        manifest: Manifest | None,
         facts: RunFacts,
         console: Console,
     ) -> StreamMeasures:
@@ -241,13 +280,14 @@ class _Outcome:
                 times=self._times(truth),
                 model_seconds=_model_seconds(self.record),
                 points=self.settings.reporting.points,
+                prediction_type=PredictionType.SO3xR2
+                if isinstance(manifest, ReferenceManifest)
+                else PredictionType.SO3,
                 facts=self._stream_facts(comparison, manifest, facts),
                 on_progress=StageBars(bars),
             )
 
-    def _stream_facts(
-        self, comparison: Comparison, manifest: CheckpointManifest | None, facts: RunFacts
-    ) -> dict[str, Any]:
+    def _stream_facts(self, comparison: Comparison, manifest: Manifest | None, facts: RunFacts) -> dict[str, Any]:
         summary = summarise(comparison, facts)
         keys = ("checkpoint", "checkpoint_origin", "training_seconds", "training_stopped_by", "particles_per_second")
         return {
@@ -257,7 +297,7 @@ class _Outcome:
             "half_mode": facts.half_mode,
             "half_independence": facts.independence,
             "half_words": half_words(summary),
-            "alignment_limit_angstrom": 2 * manifest.network_pixel_size_angstrom if manifest else None,
+            "alignment_limit_angstrom": _finest_angstrom(manifest),
             "maps_are_of": "streamed particles only",
             "made_by": {key: summary[key] for key in (*keys, "peak_memory_gigabytes", "symmetry")}
             | {"trained_on": manifest.trained_on if manifest else None},
@@ -296,7 +336,7 @@ def _model_seconds(record: StreamRecord) -> float | None:
 def _facts(
     settings: StreamCommand,
     record: StreamRecord,
-    manifest: CheckpointManifest | None,
+    manifest: Manifest | None,
     stages: Stages,
     start: float,
     stated: dict[str, Any],
@@ -315,7 +355,7 @@ def _facts(
         checkpoint_id=manifest.checkpoint_id if manifest else "",
         independence=manifest.independence if manifest else "unknown",
         origin=manifest.origin if manifest else "",
-        stopped_by=manifest.stopped_by if manifest else "",
+        stopped_by=manifest.stopped_by if isinstance(manifest, CheckpointManifest) else "",
         peak_memory_gigabytes=record.peak_memory_gigabytes,
         stage_seconds=stages.seconds,
         entry=stated,
@@ -360,10 +400,26 @@ def refuse_used_output(output: Path) -> None:
         raise InvalidSettingsError(f"output {output}: not empty; remove it or give another folder")
 
 
-def _manifest(record: StreamRecord, session: SessionSettings) -> CheckpointManifest | None:
+def _manifest(record: StreamRecord, session: SessionSettings) -> Manifest | None:
     in_use = record.status.checkpoint
     folder = in_use.folder if in_use else session.checkpoint
-    return read_manifest(Path(folder)) if folder else None
+    if not folder:
+        return None
+    is_reference = checkpoint_kind(Path(folder)) == "reference"
+    return read_reference_manifest(Path(folder)) if is_reference else read_manifest(Path(folder))
+
+
+def _preprocessor(manifest: Manifest | None) -> Preprocessor | None:
+    if not isinstance(manifest, CheckpointManifest):
+        return None
+    return Preprocessor(manifest.preprocess, manifest.network_pixel_size_angstrom)
+
+
+def _finest_angstrom(manifest: Manifest | None) -> float | None:
+    """The finest resolution that the poses were made from."""
+    if isinstance(manifest, CheckpointManifest):
+        return 2 * manifest.network_pixel_size_angstrom
+    return min(record.resolution_angstrom for record in manifest.halves.values()) if manifest else None
 
 
 def _reference(folder: Path) -> MapProjector | None:

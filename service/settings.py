@@ -8,7 +8,20 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
-from cesped_stream.settings import InferenceSettings, Settings, TrainingSettings
+from cesped_stream.settings import (
+    GallerySettings,
+    InferenceSettings,
+    ReferenceSettings,
+    RefinementSettings,
+    Settings,
+    TrainingSettings,
+)
+
+ProposerName = Literal["network", "gallery"]
+PROPOSER_TEXT = (
+    "What the aligned rows become. network: fine-tuned Image2Sphere, rotations. gallery: each half-set's reference, in "
+    "seconds, whose projections are compared with each particle and refined, rotations and shifts."
+)
 
 
 class LandingSettings(Settings):
@@ -93,6 +106,7 @@ class SessionSettings(BaseSettings):
     ledger_folder: Path | None = Field(
         None, description="Folder of ledger.sqlite, on a local disk; default: <session>/state."
     )
+    proposer: ProposerName = Field("network", description=PROPOSER_TEXT)
     half_mode: Literal["gold_standard", "cross_half"] = Field(
         "gold_standard",
         description="gold_standard: a particle's pose comes only from its own half's model. cross_half: from the "
@@ -112,13 +126,18 @@ class SessionSettings(BaseSettings):
     landing: LandingSettings
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     inference: InferenceSettings = Field(default_factory=InferenceSettings)
+    referencing: ReferenceSettings = Field(default_factory=ReferenceSettings)
+    gallery: GallerySettings = Field(default_factory=GallerySettings)
+    refinement: RefinementSettings = Field(default_factory=RefinementSettings)
     service: ServiceSettings = Field(default_factory=ServiceSettings)
 
 
 def inference_sha256(settings: SessionSettings) -> str:
-    """Return a hash of what the poses depend on: the inference settings but where and on how many threads it runs."""
-    text = settings.inference.model_dump_json(exclude={"device", "threads"})
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return a hash of what the poses depend on: the settings of inference (but where and on how many
+    threads it runs), references, gallery and refinement."""
+    parts = [settings.inference.model_dump_json(exclude={"device", "threads"})]
+    parts += [part.model_dump_json() for part in (settings.referencing, settings.gallery, settings.refinement)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 class TrainCommand(BaseSettings):
@@ -129,12 +148,22 @@ class TrainCommand(BaseSettings):
     )
 
     star: Path = Field(description="Star file of aligned particles (with poses).")
+    proposer: ProposerName = Field("network", description=PROPOSER_TEXT)
+    reference: Path | None = Field(
+        None,
+        description="Map (.mrc) of an earlier session: with proposer gallery it is both half-sets' reference, low-"
+        "passed, and the star's particles, which need no poses then, only tell the noise. Half maps are then not "
+        "independent.",
+    )
     output: Path = Field(description="Folder that the checkpoint is published in, under its id; resume points too.")
     image_root: Path | None = Field(
         None, description="Folder that rlnImageName is relative to; default: the star's folder."
     )
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     inference: InferenceSettings = Field(default_factory=InferenceSettings)
+    referencing: ReferenceSettings = Field(default_factory=ReferenceSettings)
+    gallery: GallerySettings = Field(default_factory=GallerySettings)
+    refinement: RefinementSettings = Field(default_factory=RefinementSettings)
 
 
 class InferCommand(BaseSettings):
@@ -157,6 +186,9 @@ class InferCommand(BaseSettings):
         "gold_standard", description="Whose half's model poses a particle: its own or (cross_half) the other."
     )
     inference: InferenceSettings = Field(default_factory=InferenceSettings)
+    referencing: ReferenceSettings = Field(default_factory=ReferenceSettings)
+    gallery: GallerySettings = Field(default_factory=GallerySettings)
+    refinement: RefinementSettings = Field(default_factory=RefinementSettings)
 
 
 class BenchmarkSettings(BaseSettings):

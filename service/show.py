@@ -81,7 +81,7 @@ def _work(status: SessionStatus) -> Table:
     aligned = f"{status.aligned_per_half[0]} + {status.aligned_per_half[1]} of {status.min_aligned_per_half} a half"
     if any(status.references_per_half):
         aligned += f", {status.references_per_half[0]} + {status.references_per_half[1]} of known particles"
-    table.add_row("aligned", f"{aligned} ({status.half_mode})")
+    table.add_row("aligned", f"{aligned} ({status.half_mode}, proposer {status.proposer})")
     if status.training is not None:
         table.add_row("training", _training_words(status.training))
     checkpoint = status.checkpoint

@@ -112,6 +112,8 @@ class SessionStatus(_Part):
     """Those of them whose particles landed before without poses: no part of landed."""
     min_aligned_per_half: int
     half_mode: str
+    proposer: str
+    """What the session's aligned rows become: network or gallery."""
     training: TrainingStatus | None
     checkpoint: CheckpointStatus | None
     reinfer_shards_left: int

@@ -107,6 +107,7 @@ class StatusReport:
             references_per_half=work.gate.references_per_half(),
             min_aligned_per_half=self._settings.min_aligned_per_half,
             half_mode=self._settings.half_mode,
+            proposer=self._settings.proposer,
             training=training,
             checkpoint=_checkpoint(work),
             reinfer_shards_left=len(work.reinference.shards_left()),
@@ -117,7 +118,7 @@ class StatusReport:
             latency_with_model=latency_status([entry for entry in work.committer.latencies if entry[2]]),
             roles=roles,
             problems=tuple(self._problems(work, paused)),
-            notes=tuple(self._notes()),
+            notes=tuple(self._notes(work)),
         )
 
     def _problems(self, work: Work, paused: str) -> list[str]:
@@ -129,12 +130,19 @@ class StatusReport:
         problems += [_untrained(work.ledger, what, why) for what, why in UNTRAINED.items()]
         return [problem for problem in problems if problem]
 
-    def _notes(self) -> list[str]:
+    def _notes(self, work: Work) -> list[str]:
+        notes = []
+        late = sum(work.gate.references_per_half())
+        if late and self._settings.proposer == "gallery":
+            notes.append(
+                f"{late} aligned rows are in no reference: their particles landed before without poses, and get "
+                "them by it; land aligned stars first, or take proposer network"
+            )
         many = self._watcher.stars_passed_over
         if not many:
-            return []
+            return notes
         stars = "1 intermediate RELION star" if many == 1 else f"{many} intermediate RELION stars"
-        return [f"{stars} passed over (*_it000_data.star and the like); landing.aligned takes the one it names"]
+        return [*notes, f"{stars} passed over (*_it000_data.star and the like); landing.aligned takes the one it names"]
 
     def _state(
         self,

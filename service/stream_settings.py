@@ -8,9 +8,18 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
 from cesped_stream.benchmark.replay_settings import ReplaySettings
-from cesped_stream.settings import InferenceSettings, RealismSettings, Settings, SimulationSettings, TrainingSettings
+from cesped_stream.settings import (
+    GallerySettings,
+    InferenceSettings,
+    RealismSettings,
+    ReferenceSettings,
+    RefinementSettings,
+    Settings,
+    SimulationSettings,
+    TrainingSettings,
+)
 
-from .settings import ServiceSettings
+from .settings import PROPOSER_TEXT, ProposerName, ServiceSettings
 
 _CONFIG = SettingsConfigDict(env_prefix="CESPED_STREAM_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
@@ -57,6 +66,7 @@ class StreamCommand(BaseSettings):
     )
     replay: ReplaySettings = Field(default_factory=ReplaySettings)
     realism: RealismSettings = Field(default_factory=RealismSettings)
+    proposer: ProposerName = Field("network", description=PROPOSER_TEXT)
     half_mode: Literal["gold_standard", "cross_half"] = Field(
         "gold_standard", description="Whose half's model poses a particle: its own, or (cross_half) the other's."
     )
@@ -67,6 +77,9 @@ class StreamCommand(BaseSettings):
     deadline_minutes: float = Field(120.0, gt=0, description="Give up when it takes longer.")
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     inference: InferenceSettings = Field(default_factory=InferenceSettings)
+    referencing: ReferenceSettings = Field(default_factory=ReferenceSettings)
+    gallery: GallerySettings = Field(default_factory=GallerySettings)
+    refinement: RefinementSettings = Field(default_factory=RefinementSettings)
     service: ServiceSettings = Field(default_factory=ServiceSettings)
     reporting: ReportSettings = Field(default_factory=ReportSettings)
 

@@ -12,13 +12,15 @@ import torch
 from cesped_stream.errors import CespedStreamError
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star
-from cesped_stream.training.fit import Progress, TrainingStopped, fit_pair
+from cesped_stream.particles.table import ParticleTable
+from cesped_stream.reference_pair import publish_references
+from cesped_stream.training.fit import Progress, TrainingStopped, fit_pair, intra_op_threads, sole_trainer
 
 from .messages import Ack, Failure, Idle, Ready, TrainingDone, TrainingOrder, TrainingProgress
 from .peer import POLL_SECONDS, Conversation, Identity, connected
 from .process import Activity, StopRequest, trainer_threads, usable_cores
 from .settings import SessionSettings
-from .worker import device_name, failure_of
+from .worker import device_name, failure_of, matching_settings
 
 logger = logging.getLogger(__name__)
 
@@ -43,23 +45,56 @@ class Trainer:
         """Train and publish. Raises TrainingStopped once asked to stop, CespedStreamError where rows cannot train."""
         start = self._now()
         work_folder = Path(order.work_folder)
-        folder, manifest = fit_pair(
-            read_star(Path(order.aligned_star)),
-            StackReader(),
-            self._settings.training,
-            self._settings.inference,
-            work_folder=work_folder,
-            checkpoints_folder=work_folder.parent,
-            on_progress=on_progress,
-            should_stop=should_stop,
-        )
+        table = read_star(Path(order.aligned_star))
+        if self._settings.proposer == "gallery":
+            folder, checkpoint_id = self._references(table, work_folder, on_progress, should_stop)
+        else:
+            folder, manifest = fit_pair(
+                table,
+                StackReader(),
+                self._settings.training,
+                self._settings.inference,
+                work_folder=work_folder,
+                checkpoints_folder=work_folder.parent,
+                on_progress=on_progress,
+                should_stop=should_stop,
+            )
+            checkpoint_id = manifest.checkpoint_id
         return TrainingDone(
             incarnation=incarnation,
             training_id=order.training_id,
-            checkpoint_id=manifest.checkpoint_id,
+            checkpoint_id=checkpoint_id,
             checkpoint=str(folder),
             seconds=self._now() - start,
         )
+
+    def _references(
+        self,
+        table: ParticleTable,
+        work_folder: Path,
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+    ) -> tuple[Path, str]:
+        """Make and publish both references, with one intra-op thread, so that their bits are those of any machine."""
+
+        def after_half(half: int) -> None:
+            on_progress(Progress(half, 1, 1, 0.0, (None, None)))
+            if should_stop():
+                raise TrainingStopped(
+                    "stopped between two references; they take seconds, the next start makes them anew"
+                )
+
+        with sole_trainer(work_folder), intra_op_threads(1):
+            folder, manifest = publish_references(
+                table,
+                StackReader(),
+                self._settings.training,
+                matching_settings(self._settings),
+                work_folder=work_folder,
+                checkpoints_folder=work_folder.parent,
+                on_half=after_half,
+            )
+        return folder, manifest.checkpoint_id
 
 
 class LatestProgress:

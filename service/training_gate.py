@@ -14,7 +14,7 @@ from cesped_stream.particles.star import star_bytes
 from cesped_stream.particles.table import ParticleTable
 
 from .finished import BatchTables, joined
-from .ledger import ALIGNED_KINDS, REFERENCE, Ledger
+from .ledger import ALIGNED_KINDS, GIVEN, REFERENCE, Ledger
 from .messages import TrainingOrder
 from .session import SessionFolder
 from .settings import SessionSettings
@@ -38,12 +38,13 @@ def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
         manifest = json.loads(path.read_bytes())
         checkpoint_id = str(manifest["checkpoint_id"])
         halves = {str(half): (str(entry["file"]), str(entry["sha256"])) for half, entry in manifest["halves"].items()}
+        others = [(str(name), str(sha256)) for name, sha256 in manifest.get("files", {}).items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"{path}: no readable manifest ({error}); is this a published checkpoint?"
         raise InvalidCheckpointError(why) from None
     if set(halves) != {"0", "1"}:
         raise InvalidCheckpointError(f"{path}: halves {sorted(halves)}, it takes 0 and 1")
-    for name, expected in halves.values():
+    for name, expected in {*halves.values(), *others}:
         if Path(name).name != name:
             raise InvalidCheckpointError(f"{path}: names {name!r}, which is no file of its folder")
         try:
@@ -69,6 +70,9 @@ class TrainingGate:
         self._ledger = ledger
         self._tables = tables
         self._step = step
+        self._kinds = (GIVEN, GIVEN) if settings.proposer == "gallery" else ALIGNED_KINDS
+        """A map must not hold a particle that it gives a pose: late aligned rows, whose particles landed before without
+        poses, are in no reference."""
         self._last_row_at: float | None = None
         self.marker_seen = any(star.aligned and Path(star.path + ".done").exists() for star in ledger.stars())
 
@@ -83,8 +87,8 @@ class TrainingGate:
             self._ledger.remember("training requested", "yes")
 
     def aligned_per_half(self) -> tuple[int, int]:
-        """Return how many rows there are to train on, references included."""
-        return self._rows_per_half(ALIGNED_KINDS)
+        """Return how many rows there are to train on, late ones included where they may be."""
+        return self._rows_per_half(self._kinds)
 
     def references_per_half(self) -> tuple[int, int]:
         """Return how many of them are references: aligned rows of particles that landed before without poses."""
@@ -118,9 +122,7 @@ class TrainingGate:
         return True
 
     def _freeze(self, training_id: int) -> None:
-        rows = self._ledger.execute(
-            "SELECT batch_id FROM batches WHERE kind IN (?, ?) ORDER BY batch_id", ALIGNED_KINDS
-        )
+        rows = self._ledger.execute("SELECT batch_id FROM batches WHERE kind IN (?, ?) ORDER BY batch_id", self._kinds)
         batch_ids = [int(row[0]) for row in rows.fetchall()]
         table = in_identity_order(joined([self._tables[batch_id] for batch_id in batch_ids]))
         write_whole(self._folder.training_star(training_id), star_bytes(table), step=self._step)

@@ -33,6 +33,7 @@ _RESULT_FRAMES: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "top_probability": ("<f8", ("n", "k")),
     "flag": ("|u1", ("n",)),
     "digest": ("|u1", ("n", 16)),
+    "shift_angstrom": ("<f8", ("n", 2)),
 }
 
 

@@ -11,23 +11,23 @@ import torch
 
 from cesped_stream.conventions import rotation_to_euler_deg
 from cesped_stream.errors import CespedStreamError, TransientError
-from cesped_stream.inference import PoseBatch, Predictor
+from cesped_stream.inference import PoseBatch
 from cesped_stream.model.device import pick_device
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
-from cesped_stream.pipeline import BATCHES_HELD, infer_table
+from cesped_stream.pipeline import Proposer, open_proposer
+from cesped_stream.reference_pair import MatchingSettings
 
 from .messages import Ack, AnyMessage, Failure, Idle, Lease, Ready, Result
 from .peer import Conversation, Identity, connected
 from .process import Activity, StopRequest, usable_cores, worker_threads
-from .settings import SessionSettings
+from .settings import InferCommand, SessionSettings, TrainCommand
 from .wire import Frames
 
 logger = logging.getLogger(__name__)
 
 RATE_WEIGHT = 0.5
-PROPOSER = "image2sphere"
 
 
 class WorkerStopped(Exception):
@@ -41,7 +41,7 @@ class Worker:
         self._settings = settings
         self._now = now
         self._reader = StackReader()
-        self._predictor: tuple[str, Predictor] | None = None
+        self._proposer: tuple[str, Proposer] | None = None
         self._table: tuple[str, ParticleTable] | None = None
         self.particles_per_second = 0.0
         """Measured over the leases done so far, the recent ones counting more; 0 before the first."""
@@ -55,37 +55,38 @@ class Worker:
         stop_at_once: Callable[[], bool] = lambda: False,
     ) -> tuple[Result, Frames]:
         """Return the lease's result and its frames. Raises CespedStreamError, or WorkerStopped between two chunks."""
-        predictor = self._predictor_of(lease)
+        proposer = self._proposer_of(lease)
         table = self._rows_of(lease)
         start = self._now()
-        chunk = BATCHES_HELD * predictor.settings.batch_size
-        poses = PoseBatch.empty(len(table), predictor.settings.top_k)
-        for first in range(0, len(table), chunk):
+        parts: list[PoseBatch] = []
+        for first in range(0, len(table), proposer.rows_at_once):
             if stop_at_once():
                 raise WorkerStopped
-            index = np.arange(first, min(first + chunk, len(table)))
-            poses.put(index, infer_table(predictor, table.select(index), self._reader))
+            index = np.arange(first, min(first + proposer.rows_at_once, len(table)))
+            parts.append(proposer.poses(table.select(index), self._reader))
             on_progress()
         seconds = self._now() - start
         self._measure(len(table), seconds)
         result = Result(
             incarnation=incarnation,
             lease_id=lease.lease_id,
-            checkpoint_id=predictor.manifest.checkpoint_id,
-            proposer=PROPOSER,
+            checkpoint_id=proposer.checkpoint_id,
+            proposer=proposer.proposer,
             compute_seconds=seconds,
             frames=(),
         )
-        return result, pose_frames(poses)
+        return result, pose_frames(PoseBatch.joined(parts))
 
-    def _predictor_of(self, lease: Lease) -> Predictor:
-        if self._predictor is None or self._predictor[0] != lease.checkpoint_id:
-            self._predictor = None
+    def _proposer_of(self, lease: Lease) -> Proposer:
+        if self._proposer is None or self._proposer[0] != lease.checkpoint_id:
+            self._proposer = None
             settings = self._settings
-            predictor = Predictor(Path(lease.checkpoint), settings.inference, settings.half_mode)
+            proposer = open_proposer(
+                Path(lease.checkpoint), settings.inference, matching_settings(settings), settings.half_mode
+            )
             logger.info("checkpoint loaded", extra={"checkpoint_id": lease.checkpoint_id})
-            self._predictor = (lease.checkpoint_id, predictor)
-        return self._predictor[1]
+            self._proposer = (lease.checkpoint_id, proposer)
+        return self._proposer[1]
 
     def _rows_of(self, lease: Lease) -> ParticleTable:
         if self._table is None or self._table[0] != lease.batch_star:
@@ -98,6 +99,13 @@ class Worker:
         self.particles_per_second = rate if before == 0 else RATE_WEIGHT * rate + (1 - RATE_WEIGHT) * before
 
 
+def matching_settings(settings: SessionSettings | TrainCommand | InferCommand) -> MatchingSettings:
+    """Return what poses by references depend on, of a command's settings."""
+    return MatchingSettings(
+        settings.referencing, settings.gallery, settings.refinement, device=settings.inference.device
+    )
+
+
 def pose_frames(poses: PoseBatch) -> Frames:
     """Return the frames of a Result; the angles of a row without a pose are 0, its flag tells it."""
     posed = poses.flag == 0
@@ -108,6 +116,7 @@ def pose_frames(poses: PoseBatch) -> Frames:
         "top_probability": np.where(posed[:, None], poses.top_probability, 0.0),
         "flag": poses.flag,
         "digest": poses.digest,
+        "shift_angstrom": poses.shift_angstrom,
     }
 
 

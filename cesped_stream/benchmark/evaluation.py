@@ -13,7 +13,6 @@ from cesped_stream.benchmark.evaluation_result import Evaluation, PredictedConfi
 from cesped_stream.benchmark.map_metrics import MapAgreement, MapScores, compare_maps, deltas, radial_profile
 from cesped_stream.benchmark.metrics import (
     PoseMetrics,
-    area_under_roc,
     effective_number,
     pose_metrics,
     shift_rmse_angstrom,
@@ -30,6 +29,7 @@ from cesped_stream.benchmark.predictions import (
 )
 from cesped_stream.benchmark.truth_maps import OnProgress, TruthMaps
 from cesped_stream.benchmark.truth_maps import truth_maps as made_truth_maps
+from cesped_stream.calibration.metrics import area_under_curve
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import Engine, Reconstruction
@@ -241,8 +241,8 @@ def _confidence(
     return PredictedConfidence(
         label=label,
         effective_number=effective_number(values),
-        junk_auc=area_under_roc(values[particle], values[~particle]),
-        within_15_deg_auc=area_under_roc(values[near], values[particle & ~near]),
+        junk_auc=area_under_curve(values, particle),
+        within_15_deg_auc=area_under_curve(values[particle], near[particle]),
         num_within_15_deg=int(near.sum()),
         num_beyond_15_deg=int((particle & ~near).sum()),
     )

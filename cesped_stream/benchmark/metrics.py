@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from cesped_stream.so3.distance import angular_error_deg, in_plane_error_deg, rotations_to_numpy, view_error_deg
 from cesped_stream.so3.grids import num_in_plane, pose_grid
@@ -106,18 +105,6 @@ def effective_number(weights: Any) -> float:
     values = np.asarray(weights, np.float64)
     square = float((values**2).sum())
     return float(values.sum()) ** 2 / square if square > 0 else 0.0
-
-
-def area_under_roc(scores_of_true: Any, scores_of_false: Any) -> float | None:
-    """Return the chance that a true one has a higher score than a false one, ties counting half; None without both.
-
-    The area under the receiver operating characteristic, by ranks (Mann-Whitney): 0.5 is a guess.
-    """
-    true, false = np.asarray(scores_of_true, np.float64), np.asarray(scores_of_false, np.float64)
-    if not len(true) or not len(false):
-        return None
-    ranks = rankdata(np.concatenate([true, false]))[: len(true)]
-    return float((ranks.sum() - len(true) * (len(true) + 1) / 2) / (len(true) * len(false)))
 
 
 def rms_displacement_angstrom(errors_deg: Any, radius_angstrom: Any) -> Float64:

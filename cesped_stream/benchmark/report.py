@@ -45,6 +45,12 @@ class RunFacts:
     peak_memory_gigabytes: float = 0.0
     """Of the process that needed most."""
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    proposer: str = ""
+    """What made the poses, as the rows say it; several where several did."""
+    first_pose_seconds: float | None = None
+    """From the last aligned row's landing to the first streamed pose on disk."""
+    pose_errors: Mapping[str, float | None] = field(default_factory=dict)
+    """Of each way that poses were made, and of refinement from the true poses, as summary.json names them."""
     entry: Mapping[str, Any] = field(default_factory=dict)
     """What streamed: box, pixel size, SNR, as the entry states it."""
 
@@ -86,6 +92,9 @@ def summarise(comparison: Comparison, facts: RunFacts) -> dict[str, Any]:
         "peak_memory_gigabytes": facts.peak_memory_gigabytes,
         "checkpoint": facts.checkpoint_id,
         "checkpoint_origin": facts.origin,
+        "proposer": facts.proposer,
+        "first_pose_seconds": facts.first_pose_seconds,
+        **facts.pose_errors,
         "stage_seconds": dict(facts.stage_seconds),
         "entry": dict(facts.entry),
     }

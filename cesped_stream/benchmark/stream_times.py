@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cesped_stream.benchmark.plan import ROLE_LABEL, BatchRole
 from cesped_stream.errors import InvalidStarError, UnreachableFileError
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.table import ParticleTable
@@ -75,6 +76,19 @@ def stream_times(log: Path, truth: ParticleTable, committed: Mapping[ImageKey, f
     begun = float(lines[0]["monotonic_seconds"]) - float(lines[0]["seconds"]) if lines else 0.0
     clock = [committed.get(parse_image_name(name), np.nan) for name in truth.column("rlnImageName")]
     return StreamTimes(landed, np.array(clock, np.float64) - begun, batch, tuple(str(line["batch"]) for line in lines))
+
+
+def first_pose_seconds(times: StreamTimes, truth: ParticleTable) -> float | None:
+    """Return how long after the last aligned row landed the first streamed particle's pose was on disk.
+
+    None where no streamed pose is known, or nothing was aligned.
+    """
+    roles = np.array(truth.column(ROLE_LABEL))
+    aligned, streamed = times.landed[roles == BatchRole.ALIGNED], times.committed[roles == BatchRole.STREAMED]
+    aligned, streamed = aligned[np.isfinite(aligned)], streamed[np.isfinite(streamed)]
+    if not len(aligned) or not len(streamed):
+        return None
+    return float(streamed.min() - aligned.max())
 
 
 def latency_of(seconds: Float64) -> Latency:

@@ -64,18 +64,7 @@ class Preprocessor:
         return outputs
 
     def _normalised(self, images: Tensor, pixel_size: float) -> Tensor:
-        """Background mean 0 and std 1; an image whose background is flat (masked) is scaled by its own std."""
-        box = images.shape[-1]
-        radius = min(self.settings.background_radius_angstrom / pixel_size or box / 2, box / 2)
-        outside = _outside(box, radius).to(images.device)
-        # Relative to a corner, float32 sums are exact enough for any offset that the images themselves can hold.
-        images = images.float() - images[:, :1, :1].float()
-        count = outside.sum()
-        centred = images - ((images * outside).sum((1, 2), keepdim=True) / count)
-        background = (centred * outside).square_().sum((1, 2), keepdim=True) / count
-        whole = centred.square().mean((1, 2), keepdim=True)
-        variance = torch.where(background > 1e-10 * whole, background, whole)
-        return centred.div_(variance.sqrt_().clamp_(min=1e-30))
+        return background_normalised(images, self.settings.background_radius_angstrom, pixel_size)
 
     def _resampled(self, images: Tensor, pixel_size: float) -> Tensor:
         box, size = images.shape[-1], self.settings.image_size
@@ -84,6 +73,25 @@ class Preprocessor:
         along = _interpolation(box, size, self.pixel_size_angstrom / pixel_size).to(images.device)
         along = along.expand(len(images), -1, -1)
         return torch.bmm(torch.bmm(along, images), along.mT)
+
+
+def background_normalised(images: Tensor, radius_angstrom: float, pixel_size_angstrom: float) -> Tensor:
+    """Return images `(n, box, box)` float32 whose background has mean 0 and std 1, as relion_preprocess --norm.
+
+    Background is what lies farther than `radius_angstrom` (0: the inscribed circle) from pixel box // 2. An image whose
+    background is flat (masked) is scaled by its own std.
+    """
+    box = images.shape[-1]
+    radius = min(radius_angstrom / pixel_size_angstrom or box / 2, box / 2)
+    outside = _outside(box, radius).to(images.device)
+    # Relative to a corner, float32 sums are exact enough for any offset that the images themselves can hold.
+    images = images.float() - images[:, :1, :1].float()
+    count = outside.sum()
+    centred = images - ((images * outside).sum((1, 2), keepdim=True) / count)
+    background = (centred * outside).square_().sum((1, 2), keepdim=True) / count
+    whole = centred.square().mean((1, 2), keepdim=True)
+    variance = torch.where(background > 1e-10 * whole, background, whole)
+    return centred.div_(variance.sqrt_().clamp_(min=1e-30))
 
 
 def _cropped(images: Tensor, size: int) -> Tensor:

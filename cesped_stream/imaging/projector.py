@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 CHUNK_PIXELS = 2_000_000
 
@@ -35,6 +35,7 @@ class MapProjector:
         self._padding = padding
         self._reach = padding * (self.box_size // 2) + 1
         self._transform = self._padded_transform(density)
+        self._complex_transform: NDArray[np.complex64] | None = None
         self._rows, self._columns = slice_pixels(self.box_size, self.device)
         self._kx = self._columns.float()
         self._ky = signed_rows(self._rows, self.box_size).float()
@@ -65,7 +66,7 @@ class MapProjector:
         matrix = torch.as_tensor(np.asarray(rotations) if not torch.is_tensor(rotations) else rotations)
         matrix = matrix.to(self.device, torch.float64).reshape(-1, 3, 3)
         step = max(1, CHUNK_PIXELS // len(self._rows))
-        slices = [self._slices(matrix[i : i + step]) for i in range(0, len(matrix), step)]
+        slices = [self._slices(matrix[i : i + step], self._kx, self._ky) for i in range(0, len(matrix), step)]
         transform = torch.zeros(
             len(matrix), self.box_size, self.box_size // 2 + 1, dtype=torch.complex64, device=self.device
         )
@@ -76,6 +77,37 @@ class MapProjector:
             shifts = shifts_angstrom if torch.is_tensor(shifts_angstrom) else np.asarray(shifts_angstrom)
             origin = torch.as_tensor(shifts).to(self.device, torch.float64) / self.pixel_size_angstrom
         return move_fourier(transform, self.box_size // 2 - origin, self.box_size)
+
+    def slices_at(
+        self, rotations: ArrayLike | torch.Tensor, frequencies_per_angstrom: ArrayLike | torch.Tensor
+    ) -> torch.Tensor:
+        """Return the transform of the projections at any frequencies, `(n, m)` complex64, about the map's origin.
+
+        `rotations` `(n, 3, 3)`, `frequencies_per_angstrom` `(m, 2)` (x, y). In units of a pixel's sum, as
+        `project_fourier`; zero beyond the map's Nyquist sphere. Memory: `CHUNK_PIXELS` samples at a time.
+        """
+        matrix = torch.as_tensor(rotations).to(self.device, torch.float64).reshape(-1, 3, 3)
+        frequencies = torch.as_tensor(frequencies_per_angstrom).to(self.device, torch.float64)
+        cycles = (frequencies * (self.box_size * self.pixel_size_angstrom)).float()
+        inside = cycles.square().sum(1) <= (self.box_size // 2) ** 2
+        if self.device.type == "cpu":
+            slices = self._gathered(matrix, cycles * inside[:, None])
+        else:
+            step = max(1, CHUNK_PIXELS // max(1, len(cycles)))
+            starts = range(0, max(1, len(matrix)), step)
+            slices = torch.cat([self._slices(matrix[i : i + step], cycles[:, 0], cycles[:, 1]) for i in starts])
+        return slices if bool(inside.all()) else slices * inside
+
+    def _gathered(self, rotations: torch.Tensor, cycles: torch.Tensor) -> torch.Tensor:
+        """As `_slices`, by the compiled loop."""
+        from cesped_stream.imaging.slice_kernel import gather_slices
+
+        if self._complex_transform is None:
+            self._complex_transform = torch.view_as_complex(self._transform[0].permute(1, 2, 3, 0).contiguous()).numpy()
+        axes = (rotations[:, :, :2] * self._padding).float().numpy()
+        kx, ky = (np.ascontiguousarray(part) for part in cycles.numpy().T)
+        threads = torch.get_num_threads()
+        return torch.from_numpy(gather_slices(self._complex_transform, axes, kx, ky, num_threads=threads))
 
     def _padded_transform(self, density: torch.Tensor) -> torch.Tensor:
         """Half transform `(1, 2, 2 reach + 1, 2 reach + 1, reach + 1)` (re/im; z, y, x) about the map's origin."""
@@ -92,11 +124,11 @@ class MapProjector:
         half = full[index][:, index][:, :, index[reach:].clamp(max=full.shape[2] - 1)]
         return torch.view_as_real(half).permute(3, 0, 1, 2).contiguous()[None]
 
-    def _slices(self, rotations: torch.Tensor) -> torch.Tensor:
-        """Central slices `(n, pixels)` complex64 at the pixels within the Nyquist circle."""
+    def _slices(self, rotations: torch.Tensor, kx: torch.Tensor, ky: torch.Tensor) -> torch.Tensor:
+        """Central slices `(n, pixels)` complex64 at frequencies `(pixels,)` in cycles a box."""
         axes = (rotations[:, :, :2] * (self._padding / self._reach)).float()
-        grid = torch.empty(len(rotations), len(self._rows), 1, 1, 3, device=self.device)
-        x, y, z = (torch.addcmul(self._kx * axes[:, axis, :1], self._ky, axes[:, axis, 1:]) for axis in range(3))
+        grid = torch.empty(len(rotations), len(kx), 1, 1, 3, device=self.device)
+        x, y, z = (torch.addcmul(kx * axes[:, axis, :1], ky, axes[:, axis, 1:]) for axis in range(3))
         sign = 1 - 2 * (x < 0).float()
         grid[..., 0, 0, 0] = 2 * x * sign - 1
         grid[..., 0, 0, 1] = y * sign

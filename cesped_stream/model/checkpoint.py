@@ -30,7 +30,8 @@ HALVES: Final = (0, 1)
 MANIFEST_NAME: Final = "manifest.json"
 
 
-def _package_version() -> str:
+def package_version() -> str:
+    """Return this package's version, as manifests state it."""
     try:
         return version("cesped-stream")
     except PackageNotFoundError:  # run from a source tree
@@ -74,7 +75,7 @@ class CheckpointManifest(BaseModel):
     training: TrainingSettings
     trained_on: str = ""
     """The entry or star that both halves were trained on; empty in a session, and in checkpoints older than this."""
-    package_version: str = Field(default_factory=_package_version)
+    package_version: str = Field(default_factory=package_version)
 
     def content_id(self) -> str:
         """Return the id that this manifest's contents have."""
@@ -104,19 +105,28 @@ def publish_checkpoint(
     }
     manifest = manifest.model_copy(update={"halves": halves})
     manifest = manifest.model_copy(update={"checkpoint_id": manifest.content_id()})
-    folder = checkpoints_folder / manifest.checkpoint_id
+    files = {halves[half].file: contents[half] for half in HALVES}
+    files[MANIFEST_NAME] = manifest.model_dump_json(indent=1).encode() + b"\n"
+    return publish_files(checkpoints_folder, manifest.checkpoint_id, files), manifest
+
+
+def publish_files(checkpoints_folder: Path, checkpoint_id: str, files: dict[str, bytes]) -> Path:
+    """Write a checkpoint's files (name: content), in their order, into a folder that appears whole; return it.
+
+    Durable when it returns. The id stands for the content: a folder that is there already is left as it is.
+    """
+    folder = checkpoints_folder / checkpoint_id
     checkpoints_folder.mkdir(parents=True, exist_ok=True)
     if folder.exists():
-        return folder, manifest
-    temporary = checkpoints_folder / f".{manifest.checkpoint_id}.tmp"
+        return folder
+    temporary = checkpoints_folder / f".{checkpoint_id}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)  # of a publication that was killed
     temporary.mkdir()
-    for half in HALVES:
-        write_whole(temporary / halves[half].file, contents[half])
-    write_whole(temporary / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode() + b"\n")
+    for name, content in files.items():
+        write_whole(temporary / name, content)
     fsync_folder(temporary)
     rename_durably(temporary, folder)
-    return folder, manifest
+    return folder
 
 
 @dataclass(frozen=True)

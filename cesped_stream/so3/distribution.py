@@ -73,6 +73,55 @@ def top_poses(
     return pose_rotations(indices, order).reshape(*indices.shape, 3, 3), probabilities
 
 
+def top_poses_sparse(
+    distribution: SparseDistribution, group: Any, k: int, separation_deg: float
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Return the k best distinct poses `(n, k, 3, 3)` of a sparse distribution, and their probabilities `(n, k)`.
+
+    As `top_poses`, with what the distribution stores in place of the whole grid: what it leaves out has no
+    probability. On an asymmetric unit a pose's mass holds its mates' already. Row by row; entries of log-weight -inf
+    are none; a row of NaN gives NaN for both.
+    """
+    if k < 1 or not 0 < separation_deg <= 180:
+        raise ValueError(f"k is {k} and separation_deg {separation_deg}; at least 1, and in (0, 180], are needed")
+    mates = rotations_to_numpy(group)
+    n, stored = distribution.indices.shape
+    indices, probabilities = np.zeros((n, k), np.int64), np.zeros((n, k), np.float32)
+    rows = max(1, _MAX_DOT_PRODUCTS // (len(mates) * stored))
+    for start in range(0, n, rows):
+        part = slice(start, start + rows)
+        indices[part], probabilities[part] = _top_entries(distribution, part, mates, k, separation_deg)
+    poses = pose_rotations(indices, distribution.grid_order).reshape(n, k, 3, 3)
+    poses[np.isnan(probabilities[:, 0])] = np.nan
+    return poses, probabilities
+
+
+def _top_entries(
+    distribution: SparseDistribution, part: slice, mates: NDArray[np.float64], k: int, separation_deg: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    indices, left = distribution.indices[part], np.exp(distribution.log_weights[part].astype(np.float64))
+    nothing = np.asarray(np.isnan(left).any(axis=1, keepdims=True))
+    left[nothing | (left == 0)] = -1.0  # taken, or never there
+    rotations = pose_rotations(indices, distribution.grid_order).reshape(*indices.shape, 3, 3)
+    rows, least_trace = np.arange(len(indices)), 1 + 2 * np.cos(np.deg2rad(separation_deg)) - _TOLERANCE
+    found: list[NDArray[np.int64]] = []
+    masses: list[NDArray[np.float64]] = []
+    for _ in range(k):
+        # of equal ones the lowest index, as on the whole grid
+        peak = left.max(axis=1)
+        best = np.where(left == peak[:, None], indices, num_rotations(distribution.grid_order)).argmin(axis=1)
+        orbit = np.matmul(mates, rotations[rows, best][:, None]).reshape(len(rows), -1, 9)
+        traces = np.matmul(orbit, rotations.reshape(len(rows), -1, 9).transpose(0, 2, 1)).max(axis=1)
+        near = traces >= least_trace
+        masses.append(np.where(near, left.clip(min=0), 0.0).sum(axis=1))
+        left[near] = -1.0
+        index = indices[rows, best]
+        found.append(np.where(peak < 0, found[0], index) if found else index)
+    probabilities = np.stack(masses, axis=1).astype(np.float32)
+    probabilities[nothing[:, 0]] = np.nan
+    return np.stack(found, axis=1), probabilities
+
+
 def _check_logits(logits: Tensor, order: int) -> None:
     if logits.ndim != 2 or len(logits) == 0 or logits.shape[1] != num_rotations(order):
         raise ValueError(

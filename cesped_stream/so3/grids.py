@@ -19,6 +19,12 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 _CHUNK = 65_536
+_STEP_DEG_AT_ORDER_0 = 58.6
+
+
+def grid_step_deg(order: int) -> float:
+    """Return the distance between neighbouring directions in degrees: the root of a HEALPix pixel's area."""
+    return float(_STEP_DEG_AT_ORDER_0 / 2**order)
 
 
 def num_directions(order: int) -> int:

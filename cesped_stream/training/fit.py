@@ -66,7 +66,7 @@ def fit_pair(
     the manifest. `on_progress` is called from either thread, one at a time. Raises TrainingStopped where `should_stop`
     became true, PermanentError where a half has no usable row.
     """
-    with _sole_trainer(work_folder):
+    with sole_trainer(work_folder):
         halves, manifest = _prepare(table, reader, settings, inference, root, work_folder)
         parallel = pick_device(inference.device).type == "cpu" and torch.get_num_threads() > 1
         _run_both(halves, on_progress, should_stop, parallel=parallel)
@@ -82,7 +82,7 @@ def fit_pair(
 
 
 @contextmanager
-def _sole_trainer(work_folder: Path) -> Iterator[None]:
+def sole_trainer(work_folder: Path) -> Iterator[None]:
     """Hold the work folder: an orphan that still writes its last epoch must not share it with the next trainer."""
     work_folder.mkdir(parents=True, exist_ok=True)
     with open(work_folder / "lock", "wb") as lock:

@@ -26,6 +26,7 @@ from cesped_stream_service.coordinator import Coordinator
 from cesped_stream_service.messages import Control
 
 LANDED_BEFORE, LANDED_AFTER = 41, 50
+FIRST = {"network": "i2s-000000000001", "gallery": "ref-000000000001"}
 SECOND = "i2s-000000000002"
 REFERENCES = (5, 5)
 """Late aligned rows, per half: ten particles of s1, in two stars that overlap."""
@@ -36,7 +37,7 @@ def fast_root(memory_folder: Path) -> Path:
     return memory_folder / "kill_points"
 
 
-def run_session(root: Path, step: Callable[[str], None]) -> tuple[bytes, bytes, bytes, int]:
+def run_session(root: Path, step: Callable[[str], None], proposer: str = "network") -> tuple[bytes, bytes, bytes, int]:
     """Run the scenario through every kill that `step` raises; return the export, its unposed part, the rows of the
     second training, and the kills.
 
@@ -45,7 +46,7 @@ def run_session(root: Path, step: Callable[[str], None]) -> tuple[bytes, bytes, 
     everything.
     """
     shutil.rmtree(root, ignore_errors=True)
-    bench = Bench(root)
+    bench = Bench(root, proposer=proposer)
     bench.land("aligned", 12, aligned=True)
     bench.land("s1", 20, flagged=[3])
     bench.land("s2", 9, extra=["rlnCoordinateX"], optics="B", voltage=200.0)
@@ -76,7 +77,8 @@ def _release_lock_of_killed_start(bench: Bench) -> None:
 
 
 def _play(bench: Bench, core: Coordinator, life: int) -> None:
-    roles = [FakeTrainer(bench.session / "checkpoints"), FakeWorker(incarnation=f"w{life}")]
+    first = FIRST[bench.settings.proposer]
+    roles = [FakeTrainer(bench.session / "checkpoints", first), FakeWorker(incarnation=f"w{life}")]
     landed = LANDED_AFTER if (bench.landing / "s3.star").exists() else LANDED_BEFORE
     asked = False
     for _ in range(200):
@@ -132,4 +134,22 @@ def test_many_kills_in_a_row_end_in_the_same_export(fast_root: Path, seed: int) 
 
     found = run_session(fast_root, step)
     assert found[3] >= 5
+    assert found[:3] == expected[:3]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_of_a_session_that_changes_from_references_to_networks_end_in_the_same_export(
+    fast_root: Path, seed: int
+) -> None:
+    expected = run_session(fast_root, lambda name: None, "gallery")
+    trained = read_star(fast_root / "session" / "batches" / "training_000002.star").column("rlnImageName")
+    assert len(trained) == 12 and all("aligned" in name for name in trained)
+    random = np.random.default_rng(seed)
+
+    def step(name: str) -> None:
+        if random.random() < 0.03:
+            raise Killed(name)
+
+    found = run_session(fast_root, step, "gallery")
+    assert found[3] >= 3
     assert found[:3] == expected[:3]

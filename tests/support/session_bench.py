@@ -155,6 +155,7 @@ def result_of(lease: Lease, incarnation: str, reader: StackReader) -> tuple[Resu
     """Return poses that depend on the image's name, pixels and the checkpoint only; constant images are flagged."""
     table = read_star(Path(lease.batch_star)).select(range(lease.first_row, lease.first_row + lease.num_rows))
     n = len(table)
+    shifts = np.zeros((n, 2)) if lease.checkpoint_id.startswith("ref-") else None
     euler, top, flag, digest = np.zeros((n, 3)), np.zeros((n, 2, 4)), np.zeros(n, np.uint8), np.zeros((n, 16), np.uint8)
     for k, (image, stack) in enumerate(zip(table.column("rlnImageName"), table.column("cestreamStack"), strict=True)):
         pixels, found = reader.read(Path(unquote(stack)), [parse_image_name(image)[0]])
@@ -162,6 +163,8 @@ def result_of(lease: Lease, incarnation: str, reader: StackReader) -> tuple[Resu
         flag[k] = 3 if np.ptp(pixels) == 0 else 0
         rng = np.random.default_rng(_number(f"{image} {lease.checkpoint_id} {found[0].tobytes().hex()}"))
         euler[k], top[k] = rng.uniform(0, 170, 3), rng.uniform(0, 1, (2, 4))
+        if shifts is not None:
+            shifts[k] = rng.uniform(-9, 9, 2)
     euler[flag > 0] = np.nan
     frames = {
         "euler_deg": euler,
@@ -170,12 +173,13 @@ def result_of(lease: Lease, incarnation: str, reader: StackReader) -> tuple[Resu
         "top_probability": top[:, :, 3],
         "flag": flag,
         "digest": digest,
+        "shift_angstrom": np.full((n, 2), np.nan) if shifts is None else shifts,
     }
     result = Result(
         incarnation=incarnation,
         lease_id=lease.lease_id,
         checkpoint_id=lease.checkpoint_id,
-        proposer="image2sphere",
+        proposer="image2sphere" if shifts is None else "gallery+refinement",
         compute_seconds=0.01,
         frames=(),
     )

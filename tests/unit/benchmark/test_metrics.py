@@ -7,7 +7,6 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cesped_stream.benchmark.metrics import (
-    area_under_roc,
     effective_number,
     halves_combined_as_cesped,
     mean_angular_error_deg,
@@ -138,15 +137,6 @@ def test_effective_number_counts_equal_weights_once_each() -> None:
     assert effective_number(np.full(7, 0.3)) == pytest.approx(7)
     assert effective_number([1.0, 0.0, 0.0]) == 1.0
     assert effective_number([0.0, 0.0]) == 0.0
-
-
-def test_area_under_roc_is_the_chance_of_the_right_order() -> None:
-    rng = np.random.default_rng(0)
-    high, low = rng.integers(0, 20, 200) + 3.0, rng.integers(0, 20, 150) + 0.0
-    pairs = high[:, None] - low
-    assert area_under_roc(high, low) == pytest.approx((pairs > 0).mean() + (pairs == 0).mean() / 2)
-    assert area_under_roc([1.0, 1.0], [1.0]) == 0.5
-    assert area_under_roc([], [1.0]) is None
 
 
 def test_displacement_is_that_of_points_on_a_sphere_that_is_turned() -> None:

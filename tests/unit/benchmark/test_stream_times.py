@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cesped_stream.benchmark.stream_times import batch_latencies, latency_of, stream_times
+from cesped_stream.benchmark.plan import ROLE_LABEL
+from cesped_stream.benchmark.stream_times import batch_latencies, first_pose_seconds, latency_of, stream_times
 from cesped_stream.errors import InvalidStarError, UnreachableFileError
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
@@ -57,3 +58,12 @@ def test_a_missing_or_cut_log_is_named(tmp_path: Path) -> None:
     (tmp_path / "replay.jsonl").write_text('{"batch": "aligned_0001", "ro')
     with pytest.raises(InvalidStarError, match="cut"):
         stream_times(tmp_path / "replay.jsonl", TRUTH, {})
+
+
+def test_the_first_pose_is_counted_from_the_last_aligned_row(log: Path) -> None:
+    truth = TRUTH.with_columns({ROLE_LABEL: ["aligned"] + ["streamed"] * 4})
+    committed = {(0, "aligned_0001.mrcs"): 103.0, (0, "batch_0001.mrcs"): 108.0, (2, "batch_0001.mrcs"): 106.0}
+    assert first_pose_seconds(stream_times(log, truth, committed), truth) == pytest.approx(4.0)
+    assert first_pose_seconds(stream_times(log, truth, {}), truth) is None
+    streamed = TRUTH.with_columns({ROLE_LABEL: ["streamed"] * 5})
+    assert first_pose_seconds(stream_times(log, streamed, committed), streamed) is None

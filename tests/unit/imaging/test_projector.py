@@ -6,6 +6,7 @@ import torch
 from support.imaging import blobs, random_rotations
 
 from cesped_stream.imaging.projector import MapProjector, move_fourier
+from cesped_stream.imaging.slice_kernel import gather_slices
 
 IDENTITY = np.eye(3)[None]
 
@@ -85,3 +86,34 @@ def test_moving_by_whole_pixels_rolls(box: int) -> None:
     moved = torch.fft.irfft2(move_fourier(torch.fft.rfft2(images), pixels, box), s=(box, box))
     expected = torch.stack([torch.roll(i, (int(y), int(x)), (0, 1)) for i, (x, y) in zip(images, pixels, strict=True)])
     torch.testing.assert_close(moved, expected, atol=1e-5, rtol=0)
+
+
+def test_slices_at_whole_frequencies_are_those_of_the_projections() -> None:
+    projector = MapProjector(blobs(24), 2.0)
+    rotations = random_rotations(5, np.random.default_rng(0))
+    kx, ky = np.array([0, 3, 1, 11]), np.array([2, -4, 0, 0])
+    whole = projector.project_fourier(rotations)[:, ky % 24, kx]
+    centred = whole * torch.exp(2j * torch.pi * torch.from_numpy(kx + ky) * 12 / 24)
+    found = projector.slices_at(rotations, np.stack([kx, ky], 1) / 48.0)
+    torch.testing.assert_close(found, centred.to(torch.complex64), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("padding", [1, 2])
+def test_the_compiled_slices_are_those_of_torch(padding: int) -> None:
+    projector = MapProjector(blobs(24), 2.0, padding=padding)
+    rotations = random_rotations(40, np.random.default_rng(1))
+    cycles = torch.from_numpy(np.random.default_rng(2).uniform(-8, 8, (50, 2)))
+    expected = projector._slices(torch.from_numpy(rotations), *cycles.float().T)
+    found = projector.slices_at(rotations, cycles / 48.0)
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+def test_slices_do_not_depend_on_the_number_of_threads_and_end_at_nyquist() -> None:
+    rng = np.random.default_rng(3)
+    transform = (rng.normal(size=(27, 27, 14)) + 1j * rng.normal(size=(27, 27, 14))).astype(np.complex64)
+    axes = random_rotations(30, rng)[:, :, :2].astype(np.float32)
+    kx, ky = rng.uniform(-8, 8, (2, 60)).astype(np.float32)
+    one, three = (gather_slices(transform, axes, kx, ky, num_threads=n) for n in (1, 3))
+    np.testing.assert_array_equal(one, three)
+    beyond = MapProjector(blobs(24), 2.0).slices_at(np.eye(3)[None], [[0.3, 0.0], [0.01, 0.0], [0.2, 0.2]])
+    assert (beyond != 0).tolist() == [[False, True, False]]

@@ -33,6 +33,7 @@ def pose_frames(n: int = 4, k: int = 2) -> dict[str, NDArray[Any]]:
         "top_probability": rng.uniform(0, 1, (n, k)),
         "flag": np.arange(n, dtype=np.uint8),
         "digest": rng.integers(0, 256, (n, 16), dtype=np.uint8),
+        "shift_angstrom": rng.uniform(-9, 9, (n, 2)),
     }
 
 
@@ -103,7 +104,8 @@ def test_result_of_no_rows_travels() -> None:
 
 def test_unknown_kind_version_and_fields_are_told_apart() -> None:
     assert refusal_of(altered("kind", "launch")) is Refusal.UNKNOWN_KIND
-    assert refusal_of(altered("version", 2)) is Refusal.UNKNOWN_VERSION
+    assert refusal_of(altered("version", 1)) is Refusal.UNKNOWN_VERSION
+    assert refusal_of(altered("version", 3)) is Refusal.UNKNOWN_VERSION
     assert refusal_of(altered("version", None)) is Refusal.UNKNOWN_VERSION
     assert refusal_of(altered("shell", "rm")) is Refusal.BAD_FIELDS
     assert refusal_of(altered("pid", "7")) is Refusal.BAD_FIELDS

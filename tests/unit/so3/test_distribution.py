@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from cesped_stream.so3.distance import angular_error_deg
-from cesped_stream.so3.distribution import sparse_distribution, top_poses
+from cesped_stream.so3.distribution import SparseDistribution, sparse_distribution, top_poses, top_poses_sparse
 from cesped_stream.so3.grids import nearest_index, num_rotations, pose_grid, pose_rotations
 from cesped_stream.so3.symmetry import group_rotations
 
@@ -160,3 +160,35 @@ def test_sparse_distribution_may_hold_the_whole_grid() -> None:
     sparse = sparse_distribution(random_logits(2, 0), 0, 1_000)
     assert sparse.indices.shape == (2, 72)
     np.testing.assert_allclose(np.exp(sparse.log_weights).sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("symmetry", ["C1", "D3", "O"])
+def test_modes_of_a_sparse_distribution_of_the_whole_grid_are_the_dense_ones(symmetry: str) -> None:
+    logits, group = random_logits(4, 1), group_rotations(symmetry)
+    poses, probabilities = top_poses(logits, 1, group, 3, 40.0)
+    found, masses = top_poses_sparse(sparse_distribution(logits, 1, 10**6), group, 3, 40.0)
+    np.testing.assert_array_equal(found, poses)
+    np.testing.assert_allclose(masses, probabilities, rtol=1e-4, atol=1e-7)
+
+
+def test_modes_of_a_sparse_distribution_see_only_what_it_stores() -> None:
+    indices, logs = np.array([[700, 3, 4000]]), np.log(np.array([[0.5, 0.3, 0.1]], np.float32))
+    sparse = SparseDistribution(2, False, indices, logs)
+    poses, probabilities = top_poses_sparse(sparse, group_rotations("C1"), 4, 1.0)
+    np.testing.assert_array_equal(poses[0], pose_rotations([700, 3, 4000, 700], 2))
+    np.testing.assert_allclose(probabilities[0], [0.5, 0.3, 0.1, 0.0], rtol=1e-6)
+
+
+def test_equal_sparse_weights_give_the_lowest_index() -> None:
+    sparse = SparseDistribution(1, False, np.array([[9, 4, 300]]), np.log(np.full((1, 3), 0.2, np.float32)))
+    poses, _ = top_poses_sparse(sparse, group_rotations("C1"), 1, 1.0)
+    np.testing.assert_array_equal(poses[0, 0], pose_rotations([4], 1)[0])
+
+
+def test_a_sparse_row_of_nan_has_no_pose_and_one_of_padding_no_mass() -> None:
+    logs = np.array([[np.nan, np.nan], [np.log(0.5), -np.inf], [-np.inf, -np.inf]], np.float32)
+    sparse = SparseDistribution(1, True, np.array([[0, 1], [5, 0], [0, 0]]), logs)
+    poses, probabilities = top_poses_sparse(sparse, group_rotations("D2"), 2, 20.0)
+    assert np.isnan(poses[0]).all()
+    assert np.isnan(probabilities[0]).all()
+    np.testing.assert_allclose(probabilities[1:], [[0.5, 0], [0, 0]], rtol=1e-6)

@@ -1,0 +1,74 @@
+"""Whether scores of new particles still look like those that confidence was fitted on. numpy only."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+SCORE_QUANTILES: Final = 101
+
+
+class DriftState(StrEnum):
+    """What can be said of a calibration's age."""
+
+    TOO_FEW = "too_few"
+    STEADY = "steady"
+    STALE = "stale"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the scores of n new particles lie from those of the fit."""
+
+    num_particles: int
+    stability_index: float
+    """Population stability index over the fit's tenths, less what chance alone gives; NaN without scores."""
+    largest_gap: float
+    """Kolmogorov and Smirnov's: the largest difference of the cumulative distributions; NaN without scores."""
+    state: DriftState
+
+
+def drift_of(scores: Any, quantiles: Float64, num_fitted: int, *, stale_index: float, min_particles: int) -> Drift:
+    """Compare `scores` `(n,)` with the `(101,)` even quantiles of `num_fitted` scores of the fit. NaN are left out.
+
+    The population stability index, the sum of (p - q) log(p / q) over tenths, is 0 for equal distributions; chance
+    gives it (bins - 1)(1/n + 1/num_fitted) in the mean (Yurdakul 2018), which is taken off. Credit scoring, where it
+    comes from, calls 0.1 to 0.25 a shift worth looking at. Fewer than `min_particles` scores say nothing.
+    """
+    values = np.asarray(scores, np.float64)
+    values = np.sort(values[~np.isnan(values)])
+    if not len(values):
+        return Drift(0, float("nan"), float("nan"), DriftState.TOO_FEW)
+    raw, bins = _stability_index(values, quantiles)
+    index = raw - (bins - 1) * (1 / len(values) + 1 / num_fitted)
+    if len(values) < min_particles:
+        state = DriftState.TOO_FEW
+    else:
+        state = DriftState.STALE if index > stale_index else DriftState.STEADY
+    return Drift(len(values), float(index), _largest_gap(values, quantiles), state)
+
+
+def _stability_index(values: Float64, quantiles: Float64) -> tuple[float, int]:
+    """Return the index and the number of bins."""
+    # where scores repeat, several edges are one: their tenths are one bin
+    edges = np.unique(quantiles[10:-1:10])
+    levels = np.linspace(0, 1, SCORE_QUANTILES)
+    below = np.array([levels[quantiles <= edge].max() for edge in edges])
+    expected = np.diff(np.concatenate([[0.0], below, [1.0]]))
+    counts = np.diff(np.concatenate([[0], np.searchsorted(values, edges, side="right"), [len(values)]]))
+    # half a case in each bin: an empty one is no infinite drift
+    p = (counts + 0.5) / (len(values) + 0.5 * len(counts))
+    q = (expected + 0.5 / len(values)) / (1 + 0.5 * len(counts) / len(values))
+    return float(((p - q) * np.log(p / q)).sum()), len(counts)
+
+
+def _largest_gap(values: Float64, quantiles: Float64) -> float:
+    levels = np.linspace(0, 1, SCORE_QUANTILES)
+    reached = np.searchsorted(values, quantiles, side="right") / len(values)
+    # where quantiles repeat, the last level is the one reached there
+    last = np.concatenate([quantiles[1:] != quantiles[:-1], [True]])
+    return float(np.abs(reached - levels)[last].max())

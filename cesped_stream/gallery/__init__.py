@@ -1,0 +1,1 @@
+"""Proposals from a gallery of projections of a reference."""

@@ -1,0 +1,145 @@
+"""The noise of images by optics group: a spectrum and the scale of the signal, from residuals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cesped_stream.errors import PermanentError
+from cesped_stream.imaging.band import Band, BandImages
+from cesped_stream.particles.table import OpticsGroup, ParticleTable
+
+ROUNDS = 3
+LEAST_COEFFICIENTS = 20
+LEAST_VARIANCE = 1e-6
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+_NUMBERS = ("rlnImagePixelSize", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+
+
+def optics_key(group: OpticsGroup) -> str:
+    """Return what makes two optics groups of different stars the same: name, microscope and what the images carry."""
+    numbers = (f"{group.number(label, 0.0):g}" for label in _NUMBERS)
+    return " ".join([group.name, *numbers, str(group.ctf_premultiplied), str(group.phase_flipped)])
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseModel:
+    """Of each optics group the noise variance by frequency and a, the scale of the reference in its images."""
+
+    keys: tuple[str, ...]
+    """`optics_key` of each group."""
+    frequencies_per_angstrom: Float64
+    """`(s,)`, ascending."""
+    variance: Float64
+    """`(groups + 1, s)` of coefficients (`BandImages`); the last row is the mean of the groups."""
+    scale: Float64
+    """`(groups + 1,)`."""
+
+    def rows_of(self, table: ParticleTable) -> Int64:
+        """Return each particle's row in `variance` `(n,)`; groups that were not seen get the last, the mean."""
+        place = {key: row for row, key in enumerate(self.keys)}
+        rows = [place.get(optics_key(group), len(self.keys)) for group in table.optics]
+        return np.array(rows, np.int64)[table.optics_index]
+
+    def variance_in(self, band: Band) -> Tensor:
+        """Return `(groups + 1, m)` float32, linear between frequencies and constant beyond the first and last."""
+        at = np.hypot(*band.frequencies_per_angstrom.T)
+        rows = [np.interp(at, self.frequencies_per_angstrom, row) for row in self.variance]
+        return torch.from_numpy(np.stack(rows).astype(np.float32))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the model as plain values."""
+        return {
+            "keys": list(self.keys),
+            "frequencies_per_angstrom": self.frequencies_per_angstrom.tolist(),
+            "variance": self.variance.tolist(),
+            "scale": self.scale.tolist(),
+        }
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "NoiseModel":
+        """Return the model of `to_json`; PermanentError where it is none."""
+        try:
+            arrays = (np.array(values[name], np.float64) for name in ("frequencies_per_angstrom", "variance", "scale"))
+            frequencies, variance, scale = arrays
+            keys = tuple(str(key) for key in values["keys"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise PermanentError(f"noise model: {error!r}; write it again") from error
+        if variance.shape != (len(keys) + 1, len(frequencies)) or scale.shape != (len(keys) + 1,):
+            raise PermanentError(f"noise model: {len(keys)} groups, variance {variance.shape}; write it again")
+        return NoiseModel(keys, frequencies, variance, scale)
+
+
+def fit_noise(images: BandImages, centred_slices: Tensor, groups: Int64, keys: Sequence[str]) -> NoiseModel:
+    """Return the noise model of images whose poses are known or predicted, by maximum likelihood.
+
+    `centred_slices` `(n, m)` complex64 are the reference's coefficients at each image's pose, moved to where the
+    particle stands in the image. `groups` `(n,)` index `keys`. Variances are those of the residual y - a C S, not of
+    the corners, which hold neighbours. Few coefficients in a shell share with their neighbours (`LEAST_COEFFICIENTS`).
+    """
+    shells = torch.from_numpy(images.band.shells)
+    count = int(shells.max()) + 1
+    linear = (images.matched.conj() * centred_slices).real.cpu()
+    square = (centred_slices.real.square() + centred_slices.imag.square()).cpu()
+    norm, weight = square * images.ctf_square.cpu(), _residual_weight(images).cpu()
+    power = images.power.cpu()
+    variance = np.empty((len(keys) + 1, count - 1))
+    scale = np.empty(len(keys) + 1)
+    for group in range(len(keys)):
+        rows = torch.from_numpy(np.flatnonzero(groups == group))
+        if len(rows) == 0:
+            raise PermanentError(f"optics group {keys[group]!r}: no image to fit the noise on; leave the group out")
+        sums = [
+            torch.zeros(count, dtype=torch.float64).index_add_(0, shells, values[rows].sum(0, dtype=torch.float64))
+            for values in (power, weight * linear, weight * norm, weight, linear, norm)
+        ]
+        variance[group], scale[group] = _maximum_likelihood([value[1:].numpy() for value in sums])
+    variance[-1], scale[-1] = np.exp(np.log(variance[:-1]).mean(0)), scale[:-1].mean()
+    return NoiseModel(tuple(keys), np.arange(1, count) / images.band.extent_angstrom, variance, scale)
+
+
+def _residual_weight(images: BandImages) -> Tensor:
+    """What a coefficient's residual is multiplied by in `power`: 1, of premultiplied images C^2."""
+    return torch.where(images.premultiplied[:, None], images.ctf_square, 1.0)
+
+
+def _maximum_likelihood(sums: list[Float64]) -> tuple[Float64, float]:
+    """Variance `(shells,)` and scale from shell sums of power, u Re(y* C S), u |C S|^2, u and the same without u."""
+    power, weighted_linear, weighted_norm, weight, linear, norm = sums
+    scale = 0.0
+    for _ in range(ROUNDS):
+        residual = power - 2 * scale * weighted_linear + scale**2 * weighted_norm
+        variance = _pooled(residual, weight).clip(LEAST_VARIANCE)
+        scale = float((linear / variance).sum() / max((norm / variance).sum(), 1e-30))
+        scale = max(scale, 0.0)
+    return variance, scale
+
+
+def _pooled(residual: Float64, weight: Float64) -> Float64:
+    """Residual over weight, a shell of too little weight together with its neighbours."""
+    values = np.empty_like(residual)
+    for shell in range(len(residual)):
+        low, high = shell, shell + 1
+        while weight[low:high].sum() < LEAST_COEFFICIENTS and high - low < len(residual):
+            low, high = max(0, low - 1), min(len(residual), high + 1)
+        values[shell] = residual[low:high].sum() / max(weight[low:high].sum(), 1e-30)
+    return values
+
+
+def whitened_weights(images: BandImages, noise: NoiseModel, rows: Int64) -> tuple[Tensor, Tensor]:
+    """Return 2 a / variance and a^2 / variance, both `(n, m)` float32 times `information`, of images in groups `rows`.
+
+    log p = sum (first Re[(C y)* S]) - sum (second C^2 |S|^2), up to a constant of the image.
+    """
+    device = images.matched.device
+    index = torch.from_numpy(rows).to(device)
+    precision = images.information[:, None] / noise.variance_in(images.band).to(device)[index]
+    scale = torch.from_numpy(noise.scale.astype(np.float32)).to(device)[index, None]
+    return 2 * scale * precision, scale.square() * precision

@@ -1,0 +1,239 @@
+"""From rows of a star to poses by a reference: read, propose on the grid, refine; in bounded memory, deterministic."""
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cesped_stream.errors import PermanentError
+from cesped_stream.gallery.search import NoiseScores, ProjectionGallery, Proposals
+from cesped_stream.imaging.band import BandImages, centred_slices
+from cesped_stream.imaging.band_rows import BandRows, read_band_images
+from cesped_stream.imaging.noise_model import NoiseModel, fit_noise, optics_key
+from cesped_stream.imaging.projector import MapProjector
+from cesped_stream.imaging.reference import Reference
+from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader
+from cesped_stream.particles.table import ParticleTable
+from cesped_stream.refinement.matching import RefinedPoses, Refiner
+from cesped_stream.settings import GallerySettings, RefinementSettings
+from cesped_stream.so3.grids import grid_step_deg
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE: Final = 512
+LEAST_ROWS_FOR_NOISE: Final = 20
+LEARNING_ROWS: Final = 1000
+NOISE_SAMPLE: Final = 256
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedPoses:
+    """Poses of n rows by one reference; NaN where `flag` is not 0 (no usable image)."""
+
+    rotation: Float64
+    """`(n, 3, 3)`, image xyz to map xyz: refined."""
+    shift_angstrom: Float64
+    """`(n, 2)` (x, y) that centre the images: refined."""
+    gallery_rotation: Float64
+    """`(n, k, 3, 3)`: the gallery's proposals, distinct, best first."""
+    gallery_shift_angstrom: Float64
+    """`(n, k, 2)`."""
+    gallery_weight: Float64
+    """`(n, k)`: posterior mass around each."""
+    proposal: NDArray[np.int64]
+    """`(n,)`: which of them the pose comes from; -1 where there is none."""
+    log_likelihood: Float64
+    """`(n,)`: of the refined pose over noise alone."""
+    above_noise: Float64
+    """`(n,)`: the gallery's best score over what noise reaches, in its standard deviations."""
+    angle_clipped: NDArray[np.bool_]
+    """`(n,)`: the refinement ended at the edge of its angles."""
+    shift_clipped: NDArray[np.bool_]
+    """`(n,)`: at the edge of its shifts."""
+    flag: NDArray[np.uint8]
+    """`(n,)`, `particles.flags.ImageFlag`."""
+    digest: NDArray[np.uint8]
+    """`(n, 16)`: blake2b of each image's bytes in its file."""
+
+    def __len__(self) -> int:
+        return len(self.flag)
+
+    @classmethod
+    def empty(cls, n: int, k: int) -> "MatchedPoses":
+        """Return n rows without a pose, flag 0."""
+        return cls(
+            rotation=np.full((n, 3, 3), np.nan),
+            shift_angstrom=np.full((n, 2), np.nan),
+            gallery_rotation=np.full((n, k, 3, 3), np.nan),
+            gallery_shift_angstrom=np.full((n, k, 2), np.nan),
+            gallery_weight=np.zeros((n, k)),
+            proposal=np.full(n, -1, np.int64),
+            log_likelihood=np.full(n, np.nan),
+            above_noise=np.full(n, np.nan),
+            angle_clipped=np.zeros(n, np.bool_),
+            shift_clipped=np.zeros(n, np.bool_),
+            flag=np.zeros(n, np.uint8),
+            digest=np.zeros((n, DIGEST_BYTES), np.uint8),
+        )
+
+
+class ReferenceMatcher:
+    """Gives particles of one half-set poses by that half's reference: gallery, then refinement of its modes.
+
+    Never scores a particle that is in the reference, nor one of another half-set than `scored_half`, by default the
+    reference's own. A given map has no noise model: `learn_noise` before the first
+    use.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        gallery: GallerySettings,
+        refinement: RefinementSettings,
+        *,
+        scored_half: int | None = None,
+        background_radius_angstrom: float = 0.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.reference = reference
+        self.noise = reference.noise
+        self._device = torch.device(device)
+        self._scored_half = scored_half
+        self._background_radius_angstrom = background_radius_angstrom
+        self.gallery = ProjectionGallery(reference, gallery, device=device)
+        self.refiner = Refiner(
+            reference,
+            refinement,
+            proposal_step_deg=grid_step_deg(gallery.grid_order),
+            proposal_shift_step_angstrom=self.gallery.shift_step_angstrom,
+            device=device,
+        )
+        self.of_noise: NoiseScores | None = None
+
+    def match(self, table: ParticleTable, reader: StackReader) -> MatchedPoses:
+        """Return the poses of a table's rows, in their order; a row's result depends on no other row.
+
+        PermanentError where a row is part of the reference or of the other half-set, or where there is no noise model;
+        else what reading raises.
+        """
+        self.reference.check_holds_none_of(table, self._scored_half)
+        noise = self._known_noise()
+        poses = MatchedPoses.empty(len(table), self.gallery.settings.num_modes)
+        for start in range(0, len(table), ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, len(table)))
+            part = table.select(rows)
+            found = self._read(part, reader)
+            poses.flag[rows], poses.digest[rows] = found.flag, found.digest
+            if len(found.index):
+                groups = noise.rows_of(part)[found.index]
+                proposals = self.gallery.propose(found.images[0], noise, groups, of_noise=self.of_noise)
+                refined = self.refiner.refine(
+                    found.images[1],
+                    noise,
+                    groups,
+                    proposals.mode_rotations,
+                    proposals.mode_shifts_angstrom,
+                    weights=proposals.mode_weights,
+                )
+                _put(poses, rows[found.index], proposals, refined)
+        return poses
+
+    def refine(self, table: ParticleTable, reader: StackReader) -> MatchedPoses:
+        """Return the poses that refinement alone makes of the rows' own; with true poses the limit that noise sets.
+
+        `above_noise`, and the second and further proposals, are not given. Raises what `match` does.
+        """
+        self.reference.check_holds_none_of(table, self._scored_half)
+        noise = self._known_noise()
+        poses = MatchedPoses.empty(len(table), 1)
+        rotations, shifts = table.rotations(), table.shifts_angstrom()
+        for start in range(0, len(table), ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, len(table)))
+            part = table.select(rows)
+            found = self._read(part, reader)
+            poses.flag[rows], poses.digest[rows] = found.flag, found.digest
+            used = rows[found.index]
+            if not len(used):
+                continue
+            groups = noise.rows_of(part)[found.index]
+            start_rotations, start_shifts = rotations[used, None], shifts[used, None]
+            refined = self.refiner.refine(found.images[1], noise, groups, start_rotations, start_shifts)
+            poses.gallery_rotation[used], poses.gallery_shift_angstrom[used] = start_rotations, start_shifts
+            poses.gallery_weight[used] = 1.0
+            _put_refined(poses, used, refined)
+        return poses
+
+    def measure_noise(self, table: ParticleTable, reader: StackReader, *, seed: int = 0) -> NoiseScores:
+        """Find what noise with these rows' CTFs scores, for `above_noise` of all later matches; return it."""
+        noise, found = self._known_noise(), self._read(table.select(np.arange(min(NOISE_SAMPLE, len(table)))), reader)
+        groups = noise.rows_of(table)[found.index]
+        self.of_noise = self.gallery.measure_noise(found.images[0], noise, groups, seed=seed)
+        return self.of_noise
+
+    def learn_noise(self, table: ParticleTable, reader: StackReader) -> NoiseModel:
+        """Fit the noise model to particles without known poses, at most `LEARNING_ROWS` of them; return it.
+
+        Their poses are found by plain correlation, the model fitted, the poses refined with it, and the model fitted
+        again. For a given map, or when a session brings optics groups that its aligned rows had not. The particles must
+        not be in the reference. PermanentError where fewer than `LEAST_ROWS_FOR_NOISE` have a usable image.
+        """
+        self.reference.check_holds_none_of(table, self._scored_half)
+        table = table.select(np.arange(0, len(table), -(-len(table) // LEARNING_ROWS) or 1))
+        found = self._read(table, reader)
+        if len(found.index) < LEAST_ROWS_FOR_NOISE:
+            raise PermanentError(
+                f"{table.source or 'particles'}: {len(found.index)} usable images, a noise model needs "
+                f"{LEAST_ROWS_FOR_NOISE}; wait for more"
+            )
+        settings = self.gallery.settings.model_copy(update={"score": "correlation"})
+        plain = ProjectionGallery(self.reference, settings, device=self._device)
+        flat = NoiseModel((), np.ones(1), np.ones((1, 1)), np.ones(1))
+        proposals = plain.propose(found.images[0], flat, np.zeros(len(found.index), np.int64))
+        rows, images = table.select(found.index), found.images[1]
+        poses, moves = proposals.mode_rotations, proposals.mode_shifts_angstrom
+        rough = self._fitted(images, rows, poses[:, 0], moves[:, 0])
+        refined = self.refiner.refine(images, rough, rough.rows_of(rows), poses, moves, weights=proposals.mode_weights)
+        self.noise = self._fitted(images, rows, refined.rotations, refined.shifts_angstrom)
+        logger.info("noise model fitted", extra={"num_particles": len(found.index), "groups": len(self.noise.keys)})
+        return self.noise
+
+    def _fitted(self, images: BandImages, table: ParticleTable, rotations: Float64, shifts: Float64) -> NoiseModel:
+        projector = MapProjector(
+            self.reference.volume, self.reference.pixel_size_angstrom, device=images.matched.device
+        )
+        slices = centred_slices(projector, images.band, rotations, shifts)
+        present, group = np.unique(table.optics_index, return_inverse=True)
+        return fit_noise(images, slices, group, [optics_key(table.optics[k]) for k in present])
+
+    def _read(self, table: ParticleTable, reader: StackReader) -> BandRows:
+        return read_band_images(
+            table,
+            [self.gallery.band, self.refiner.band],
+            reader,
+            background_radius_angstrom=self._background_radius_angstrom,
+            device=self._device,
+        )
+
+    def _known_noise(self) -> NoiseModel:
+        if self.noise is None:
+            raise PermanentError("the reference is a given map and has no noise model; call learn_noise first")
+        return self.noise
+
+
+def _put(poses: MatchedPoses, rows: NDArray[np.int64], proposals: Proposals, refined: RefinedPoses) -> None:
+    poses.gallery_rotation[rows] = proposals.mode_rotations
+    poses.gallery_shift_angstrom[rows] = proposals.mode_shifts_angstrom
+    poses.gallery_weight[rows] = proposals.mode_weights
+    poses.above_noise[rows] = proposals.above_noise
+    _put_refined(poses, rows, refined)
+
+
+def _put_refined(poses: MatchedPoses, rows: NDArray[np.int64], refined: RefinedPoses) -> None:
+    poses.rotation[rows], poses.shift_angstrom[rows] = refined.rotations, refined.shifts_angstrom
+    poses.proposal[rows], poses.log_likelihood[rows] = refined.proposal, refined.log_likelihood
+    poses.angle_clipped[rows], poses.shift_clipped[rows] = refined.angle_clipped, refined.shift_clipped

@@ -1,0 +1,1 @@
+"""Refinement of proposed poses by projection matching."""

@@ -1,0 +1,101 @@
+"""Sessions that references answer: killed trainers and workers leave the same canonical bytes, shifts included."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.matching import PIXEL_SIZE, molecule
+
+from cesped_stream.benchmark.entries import open_entry
+from cesped_stream.imaging.entry import write_entry
+from cesped_stream.particles.star import read_star, write_star
+from cesped_stream.settings import SimulationSettings
+from cesped_stream.so3.distance import angular_error_deg
+from cesped_stream.so3.symmetry import group_rotations
+
+from .conftest import QUICK_SERVICE, TINY_TRAINING, MakeSession, TinySession, wait_until
+from .in_process import exported_bytes, undisturbed_export
+
+TOTAL, ALIGNED = 400, 280
+POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
+SETTINGS = {
+    "proposer": "gallery",
+    "training": TINY_TRAINING | {"symmetry": "D2"},
+    "gallery": {"grid_order": 2, "coarse_order": 1, "keep_fraction": 0.2, "batch_size": 8},
+    "referencing": {"mask_lowpass_angstrom": 20.0},
+    # Leases of eight rows, each committed before the next is asked for: there is a middle to kill a worker in.
+    "inference": {"batch_size": 8, "device": "cpu", "threads": 1},
+    "service": QUICK_SERVICE | {"lease_seconds": 0.001},
+}
+
+
+@pytest.fixture(scope="module")
+def landing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Aligned rows of a molecule's images, then others without poses."""
+    entry, folder = tmp_path_factory.mktemp("entry"), tmp_path_factory.mktemp("landing")
+    settings = SimulationSettings(num_particles=TOTAL, snr=0.5, symmetry="D2", seed=5, particles_per_micrograph=20)
+    write_entry(entry, molecule("D2"), PIXEL_SIZE, settings)
+    for stack in entry.glob("*.mrcs"):
+        shutil.copy(stack, folder)
+    for half in (0, 1):
+        table = read_star(entry / f"particles_{half}.star")
+        write_star(folder / f"aligned_{half}.star", table.select(np.arange(ALIGNED // 2)))
+        write_star(folder / f"later_{half}.star", table.select(np.arange(ALIGNED // 2, len(table))).without(POSE))
+    for star in folder.glob("*.star"):
+        Path(f"{star}.done").touch()
+    truth = open_entry(entry).particles()
+    write_star(folder.parent / "truth.star", truth)
+    return folder
+
+
+def end(session: TinySession, role: str) -> None:
+    process = next(p for p in session.processes if role in p.args and p.poll() is None)
+    assert session.stop(process, signal.SIGKILL) == -signal.SIGKILL
+
+
+def predicted(session: TinySession) -> int:
+    """Return how many predicted rows are on disk."""
+    files = (session.folder / "poses").glob("poses*.star")
+    return sum(read_star(file).column("cestreamStatus").count("predicted") for file in files)
+
+
+def test_kills_of_trainer_and_worker_leave_the_canonical_export_equal(
+    make_session: MakeSession, landing: Path, tmp_path: Path
+) -> None:
+    calm = make_session("calm", landing, **SETTINGS)
+    expected = undisturbed_export(calm.settings, TOTAL, tmp_path / "calm.star")
+    check_poses(tmp_path / "calm.star", landing.parent / "truth.star")
+
+    session = make_session("killed", landing, **SETTINGS)
+    session.start("coordinator")
+    session.start("trainer", "--name", "trainer")
+    checkpoints = session.folder / "checkpoints"
+    wait_until(lambda: list(checkpoints.glob("*.work/lock")), "a reference is being made")
+    end(session, "trainer")
+    assert not list(checkpoints.glob("ref-*")), "too late to show anything"
+    session.start("trainer", "--name", "trainer")
+    session.start("worker", "--name", "worker-1")
+    wait_until(lambda: predicted(session) > 0, "a first pose")
+    end(session, "worker")
+    assert predicted(session) < TOTAL - ALIGNED, "too late to show anything"
+    session.start("worker", "--name", "worker-1")
+    session.wait_for(f"{TOTAL} rows posed", lambda status: status["posed"] == TOTAL)
+    for process in session.processes[::-1]:
+        if process.poll() is None:
+            assert session.stop(process) == 0
+    assert exported_bytes(session.settings, tmp_path / "killed.star") == expected
+
+
+def check_poses(star: Path, truth: Path) -> None:
+    """The poses are the particles' own, and none came from a checkpoint of networks."""
+    table, true = read_star(star), read_star(truth)
+    rows = table.select(np.flatnonzero(np.array(table.column("cestreamStatus")) == "predicted"))
+    assert len(rows) == TOTAL - ALIGNED
+    assert set(rows.column("cestreamProposer")) == {"gallery+refinement"}
+    place = {name.split("/")[-1]: k for k, name in enumerate(true.column("rlnImageName"))}
+    own = true.select([place[name.split("/")[-1]] for name in rows.column("rlnImageName")])
+    errors = angular_error_deg(own.rotations(), rows.rotations(), group_rotations("D2"))
+    assert np.median(errors) < 2.5
+    assert np.sqrt(((own.shifts_angstrom() - rows.shifts_angstrom()) ** 2).mean()) < 0.4 * PIXEL_SIZE

@@ -1,0 +1,95 @@
+"""Noise from residuals: its spectrum and the signal's scale, by optics group."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.imaging import random_rotations
+from support.matching import molecule
+
+from cesped_stream.errors import PermanentError
+from cesped_stream.imaging.band import Band, BandImages, band_slices
+from cesped_stream.imaging.noise_model import NoiseModel, fit_noise, optics_key, whitened_weights
+from cesped_stream.imaging.projector import MapProjector
+from cesped_stream.particles.table import OpticsGroup, ParticleTable
+
+BAND = Band(160.0, 12.0)
+COUNT = 400
+
+
+def group(name: str, voltage: str = "300") -> OpticsGroup:
+    return OpticsGroup((("rlnOpticsGroupName", name), ("rlnVoltage", voltage), ("rlnImagePixelSize", "5")))
+
+
+@pytest.fixture(scope="module")
+def slices() -> torch.Tensor:
+    projector = MapProjector(molecule(), 5.0)
+    found = band_slices(projector, BAND, random_rotations(COUNT, np.random.default_rng(0)))
+    return found / found.abs().square().mean().sqrt()
+
+
+def observed(
+    slices: torch.Tensor, variance: torch.Tensor, scale: torch.Tensor, *, premultiplied: bool = False
+) -> BandImages:
+    """Images y = a C S + n of slices `(n, m)`, variances `(n, m)` and scales `(n, 1)`."""
+    generator = torch.Generator().manual_seed(3)
+    transfer = torch.cos(torch.linspace(0, 40, len(BAND))) * torch.ones(len(slices), 1)
+    noise = torch.view_as_complex(torch.randn(*slices.shape, 2, generator=generator) / 2**0.5) * variance.sqrt()
+    y = scale * transfer * slices + noise
+    power = y.abs().square() * (transfer.square() if premultiplied else 1.0)
+    carried = torch.full((len(slices),), premultiplied)
+    return BandImages(BAND, transfer * y, transfer.square(), power, carried, torch.ones(len(slices)))
+
+
+@pytest.mark.parametrize("premultiplied", [False, True])
+def test_spectrum_and_scale_of_each_group_are_found(slices: torch.Tensor, premultiplied: bool) -> None:
+    groups = np.arange(COUNT) % 2
+    shell = torch.from_numpy(BAND.shells)
+    spectra = torch.stack([1 + 4 * torch.exp(-shell / 3.0), torch.full((len(BAND),), 0.5)])
+    scales = torch.tensor([[0.7], [1.6]])
+    images = observed(slices, spectra[groups], scales[groups], premultiplied=premultiplied)
+    model = fit_noise(images, slices, groups, ["one", "two"])
+    np.testing.assert_allclose(model.scale[:2], scales[:, 0].numpy(), rtol=0.05)
+    found = model.variance_in(BAND)
+    assert (found[:2] / spectra - 1).abs().mean() < 0.05
+    assert found.shape == (3, len(BAND))
+    # the power alone would hold the signal
+    power = images.power[groups == 1].mean() if not premultiplied else torch.tensor(9.0)
+    assert power > 1.2 * found[1].mean()
+
+
+def test_weights_are_the_likelihoods(slices: torch.Tensor) -> None:
+    variance, scale = torch.full((COUNT, len(BAND)), 2.0), torch.full((COUNT, 1), 0.5)
+    images = replace(observed(slices, variance, scale), information=torch.full((COUNT,), 0.25))
+    model = NoiseModel((), np.ones(1), np.full((1, 1), 2.0), np.full(1, 0.5))
+    linear, square = whitened_weights(images, model, np.zeros(COUNT, np.int64))
+    torch.testing.assert_close(linear, torch.full_like(linear, 2 * 0.5 / 2 * 0.25))
+    torch.testing.assert_close(square, torch.full_like(square, 0.25 / 2 * 0.25))
+
+
+def test_a_group_is_known_by_content_and_an_unknown_one_gets_the_mean(slices: torch.Tensor) -> None:
+    images = observed(slices, torch.ones(COUNT, len(BAND)), torch.ones(COUNT, 1))
+    keys = [optics_key(group("a")), optics_key(group("b", "200"))]
+    model = fit_noise(images, slices, np.arange(COUNT) % 2, keys)
+    renumbered = (group("new"), group("b", "200.0"), group("a"))
+    table = ParticleTable(("rlnImageName",), [("1@a.mrcs",)] * 3, renumbered, np.arange(3))
+    assert model.rows_of(table).tolist() == [2, 1, 0]
+    assert model.scale[2] == pytest.approx(model.scale[:2].mean())
+
+
+def test_a_model_comes_back_from_json_and_a_damaged_one_is_refused() -> None:
+    model = NoiseModel(("a",), np.array([0.1, 0.2]), np.ones((2, 2)), np.ones(2))
+    again = NoiseModel.from_json(model.to_json())
+    np.testing.assert_array_equal(again.variance, model.variance)
+    assert again.keys == model.keys
+    with pytest.raises(PermanentError, match="variance"):
+        NoiseModel.from_json(model.to_json() | {"keys": []})
+    with pytest.raises(PermanentError, match="scale"):
+        NoiseModel.from_json({"keys": [], "frequencies_per_angstrom": [1.0], "variance": [[1.0]]})
+
+
+def test_a_group_without_images_is_refused(slices: torch.Tensor) -> None:
+    images = observed(slices, torch.ones(COUNT, len(BAND)), torch.ones(COUNT, 1))
+    with pytest.raises(PermanentError, match="'two'"):
+        fit_noise(images, slices, np.zeros(COUNT, np.int64), ["one", "two"])

@@ -1,0 +1,78 @@
+"""`train --proposer gallery` and `infer` with what it publishes: no session."""
+
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from support.matching import PIXEL_SIZE, molecule
+
+from cesped_stream.errors import InvalidSettingsError, PermanentError
+from cesped_stream.imaging.entry import write_entry
+from cesped_stream.imaging.maps import write_map
+from cesped_stream.particles.star import read_star, write_star
+from cesped_stream.reference_pair import read_reference_manifest
+from cesped_stream.settings import SimulationSettings
+from cesped_stream.so3.distance import angular_error_deg
+from cesped_stream.so3.symmetry import group_rotations
+from cesped_stream_service import tools
+from cesped_stream_service.finished import joined
+from cesped_stream_service.process import StopRequest
+from cesped_stream_service.settings import InferCommand, TrainCommand
+
+POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
+SETTINGS = {
+    "gallery": {"grid_order": 2, "coarse_order": 1, "keep_fraction": 0.2},
+    "referencing": {"mask_lowpass_angstrom": 20.0},
+    "inference": {"device": "cpu", "threads": 1},
+}
+
+
+def test_train_makes_references_and_infer_answers_with_shifts(tmp_path: Path) -> None:
+    settings = SimulationSettings(num_particles=400, snr=0.5, symmetry="D2", seed=5, particles_per_micrograph=20)
+    write_entry(tmp_path, molecule("D2"), PIXEL_SIZE, settings)
+    halves = [read_star(tmp_path / f"particles_{half}.star") for half in (0, 1)]
+    write_star(tmp_path / "aligned.star", joined([half.select(range(160)) for half in halves]))
+    write_star(tmp_path / "new.star", joined([half.select(range(160, 190)) for half in halves]))
+    console = Console(file=StringIO())
+    train = TrainCommand(
+        proposer="gallery", star=tmp_path / "aligned.star", output=tmp_path / "published",
+        training={"symmetry": "D2"}, **SETTINGS,
+    )  # fmt: skip
+    folder = tools.train(train, StopRequest(), console)
+    assert folder.name.startswith("ref-")
+    infer = InferCommand(checkpoint=folder, star=tmp_path / "new.star", output=tmp_path / "posed.star", **SETTINGS)
+    tools.infer(infer, console)
+    true, found = read_star(tmp_path / "new.star"), read_star(tmp_path / "posed.star")
+    assert set(found.column("cestreamProposer")) == {"gallery+refinement"}
+    assert set(found.column("cestreamCheckpoint")) == {folder.name}
+    assert np.median(angular_error_deg(true.rotations(), found.rotations(), group_rotations("D2"))) < 2.5
+    assert np.sqrt(((true.shifts_angstrom() - found.shifts_angstrom()) ** 2).mean()) < 0.4 * PIXEL_SIZE
+
+    again = infer.model_copy(update={"star": tmp_path / "aligned.star"})
+    with pytest.raises(PermanentError, match="in the reference"):
+        tools.infer(again, console)
+
+
+def test_a_map_of_an_earlier_session_answers_without_aligned_rows_and_says_that_it_is_shared(tmp_path: Path) -> None:
+    settings = SimulationSettings(num_particles=240, snr=0.5, symmetry="D2", seed=6, particles_per_micrograph=20)
+    write_entry(tmp_path, molecule("D2"), PIXEL_SIZE, settings)
+    truth = joined([read_star(tmp_path / f"particles_{half}.star") for half in (0, 1)])
+    write_map(tmp_path / "earlier.mrc", molecule("D2"), PIXEL_SIZE)
+    write_star(tmp_path / "landed.star", truth.without(POSE))
+    console = Console(file=StringIO())
+    train = TrainCommand(
+        proposer="gallery", reference=tmp_path / "earlier.mrc", star=tmp_path / "landed.star",
+        output=tmp_path / "published", training={"symmetry": "D2"}, **SETTINGS,
+    )  # fmt: skip
+    folder = tools.train(train, StopRequest(), console)
+    manifest = read_reference_manifest(folder)
+    assert (manifest.independence, manifest.origin) == ("shared_reference", "a given map")
+    infer = InferCommand(checkpoint=folder, star=tmp_path / "landed.star", output=tmp_path / "posed.star", **SETTINGS)
+    tools.infer(infer, console)
+    found = read_star(tmp_path / "posed.star")
+    assert np.median(angular_error_deg(truth.rotations(), found.rotations(), group_rotations("D2"))) < 4.0
+
+    with pytest.raises(InvalidSettingsError, match="reference"):
+        tools.train(train.model_copy(update={"proposer": "network"}), StopRequest(), console)

@@ -1,0 +1,142 @@
+"""Rows to poses by a reference: read, proposed, refined; each row by itself."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.matching import PIXEL_SIZE, molecule
+
+from cesped_stream.benchmark.entries import open_entry
+from cesped_stream.errors import PermanentError
+from cesped_stream.imaging.entry import write_entry
+from cesped_stream.imaging.reference import Reference
+from cesped_stream.matching import ReferenceMatcher
+from cesped_stream.particles.flags import ImageFlag
+from cesped_stream.particles.stacks import StackReader, read_images, write_stack
+from cesped_stream.particles.table import ParticleTable
+from cesped_stream.reconstruction.reference import reference_from_map, reference_from_rows
+from cesped_stream.settings import GallerySettings, ReferenceSettings, RefinementSettings, SimulationSettings
+from cesped_stream.so3.distance import angular_error_deg
+from cesped_stream.so3.symmetry import group_rotations
+
+GALLERY = GallerySettings(grid_order=2, coarse_order=1, keep_fraction=0.2, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> ParticleTable:
+    """Half 0 of an entry of two optics groups."""
+    folder = tmp_path_factory.mktemp("entry")
+    settings = SimulationSettings(num_particles=640, snr=0.5, symmetry="D2", seed=5, particles_per_micrograph=20)
+    write_entry(folder, molecule("D2"), PIXEL_SIZE, settings)
+    particles = open_entry(folder).particles()
+    return particles.select(np.flatnonzero(particles.half_sets() == 0))
+
+
+@pytest.fixture(scope="module")
+def aligned(table: ParticleTable) -> ParticleTable:
+    return table.select(range(240))
+
+
+@pytest.fixture(scope="module")
+def streamed(table: ParticleTable) -> ParticleTable:
+    return table.select(range(240, 300))
+
+
+@pytest.fixture(scope="module")
+def own(aligned: ParticleTable) -> Reference:
+    return reference_from_rows(aligned, "D2", ReferenceSettings(mask_lowpass_angstrom=20.0), StackReader())
+
+
+@pytest.fixture(scope="module")
+def matcher(own: Reference) -> ReferenceMatcher:
+    return ReferenceMatcher(own, GALLERY, RefinementSettings())
+
+
+def test_streamed_particles_get_poses_and_shifts(matcher: ReferenceMatcher, streamed: ParticleTable) -> None:
+    poses = matcher.match(streamed, StackReader())
+    group = group_rotations("D2")
+    refined = angular_error_deg(streamed.rotations(), poses.rotation, group)
+    gallery = angular_error_deg(streamed.rotations(), poses.gallery_rotation[:, 0], group)
+    assert np.median(refined) < 2.0 < np.median(gallery)
+    assert (refined < 5).mean() > 0.9
+    assert np.median(np.abs(poses.shift_angstrom - streamed.shifts_angstrom())) < 0.3 * PIXEL_SIZE
+    assert not poses.flag.any() and (poses.proposal >= 0).all()
+
+
+def test_how_rows_are_cut_into_calls_changes_no_bit(matcher: ReferenceMatcher, streamed: ParticleTable) -> None:
+    whole = matcher.match(streamed, StackReader())
+    for rows in (np.array([7]), np.arange(20, 45), np.arange(60)[::-1]):
+        part = matcher.match(streamed.select(rows), StackReader())
+        np.testing.assert_array_equal(part.rotation, whole.rotation[rows])
+        np.testing.assert_array_equal(part.shift_angstrom, whole.shift_angstrom[rows])
+        np.testing.assert_array_equal(part.gallery_weight, whole.gallery_weight[rows])
+        np.testing.assert_array_equal(part.digest, whole.digest[rows])
+
+
+def test_the_poses_given_in_the_rows_are_not_looked_at(matcher: ReferenceMatcher, streamed: ParticleTable) -> None:
+    known = matcher.match(streamed.select(range(10)), StackReader())
+    blind = streamed.select(range(10)).without(
+        ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst"]
+    )
+    np.testing.assert_array_equal(matcher.match(blind, StackReader()).rotation, known.rotation)
+
+
+def test_a_particle_of_the_reference_is_refused(
+    matcher: ReferenceMatcher, aligned: ParticleTable, streamed: ParticleTable
+) -> None:
+    mixed = ParticleTable(
+        streamed.labels,
+        [*streamed.rows[:3], aligned.rows[100]],
+        streamed.optics,
+        np.array([*streamed.optics_index[:3], aligned.optics_index[100]]),
+    )
+    with pytest.raises(PermanentError, match="1 of 4 particles"):
+        matcher.match(mixed, StackReader())
+
+
+def test_an_unusable_image_has_a_flag_and_no_pose(
+    matcher: ReferenceMatcher, streamed: ParticleTable, tmp_path: Path
+) -> None:
+    images = read_images(streamed.select(range(4)), StackReader())[0].images.copy()
+    images[1, 3, 3], images[2] = np.nan, 1.0
+    stack = tmp_path.resolve() / "spoilt.mrcs"
+    write_stack(stack, images, PIXEL_SIZE)
+    rows = streamed.select(range(4)).with_columns(
+        {"cestreamStack": [str(stack)] * 4, "rlnImageName": [f"{k}@spoilt.mrcs" for k in range(1, 5)]}
+    )
+    found, whole = (matcher.match(part, StackReader()) for part in (rows, streamed.select(range(4))))
+    assert found.flag.tolist() == [ImageFlag.OK, ImageFlag.NAN, ImageFlag.CONSTANT, ImageFlag.OK]
+    assert np.isnan(found.rotation[1:3]).all() and (found.proposal[1:3] == -1).all()
+    np.testing.assert_array_equal(found.rotation[[0, 3]], whole.rotation[[0, 3]])
+    assert len(matcher.match(rows.select([]), StackReader())) == 0
+
+
+def test_noise_is_told_from_particles(own: Reference, streamed: ParticleTable, tmp_path: Path) -> None:
+    matcher = ReferenceMatcher(own, GALLERY, RefinementSettings())
+    assert np.isnan(matcher.match(streamed.select(range(3)), StackReader()).above_noise).all()
+    matcher.measure_noise(streamed, StackReader())
+    particles = matcher.match(streamed, StackReader())
+    stack = tmp_path.resolve() / "noise.mrcs"
+    box = molecule("D2").shape[0]
+    write_stack(stack, np.random.default_rng(8).standard_normal((60, box, box), np.float32), PIXEL_SIZE)
+    rows = streamed.with_columns(
+        {"cestreamStack": [str(stack)] * 60, "rlnImageName": [f"{k}@noise.mrcs" for k in range(1, 61)]}
+    )
+    noise = matcher.match(rows, StackReader())
+    assert abs(np.median(noise.above_noise)) < 1.0
+    assert np.median(particles.above_noise) > noise.above_noise.max() + 2
+
+
+def test_a_given_map_works_once_it_has_learnt_the_noise(streamed: ParticleTable) -> None:
+    settings = ReferenceSettings(map_lowpass_angstrom=20.0, mask_lowpass_angstrom=20.0)
+    shared = reference_from_map(7 * molecule("D2"), PIXEL_SIZE, "D2", 0, settings)
+    matcher = ReferenceMatcher(shared, GALLERY, RefinementSettings())
+    with pytest.raises(PermanentError, match="learn_noise"):
+        matcher.match(streamed, StackReader())
+    with pytest.raises(PermanentError, match="5 usable images"):
+        matcher.learn_noise(streamed.select(range(5)), StackReader())
+    model = matcher.learn_noise(streamed, StackReader())
+    assert model.variance.mean() == pytest.approx(1.0, abs=0.2)
+    poses = matcher.match(streamed, StackReader())
+    error = angular_error_deg(streamed.rotations(), poses.rotation, group_rotations("D2"))
+    assert np.median(error) < 3.0

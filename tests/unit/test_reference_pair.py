@@ -1,0 +1,176 @@
+"""References of both half-sets as one checkpoint, and the poses that they give."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.matching import PIXEL_SIZE, molecule
+
+from cesped_stream.benchmark.entries import open_entry
+from cesped_stream.errors import InvalidCheckpointError, PermanentError
+from cesped_stream.imaging.entry import write_entry
+from cesped_stream.imaging.reference import load_reference, particle_digests
+from cesped_stream.inference import PoseBatch
+from cesped_stream.model.checkpoint import read_manifest
+from cesped_stream.particles.stacks import StackReader
+from cesped_stream.particles.table import ParticleTable
+from cesped_stream.pipeline import open_proposer
+from cesped_stream.reference_pair import (
+    PROPOSER,
+    MatchingSettings,
+    ReferenceManifest,
+    ReferenceProposer,
+    checkpoint_kind,
+    publish_references,
+    read_reference_manifest,
+)
+from cesped_stream.settings import (
+    GallerySettings,
+    InferenceSettings,
+    ReferenceSettings,
+    RefinementSettings,
+    SimulationSettings,
+    TrainingSettings,
+)
+from cesped_stream.so3.distance import angular_error_deg
+from cesped_stream.so3.symmetry import group_rotations
+from cesped_stream_service.training_gate import verify_checkpoint
+
+MATCHING = MatchingSettings(
+    ReferenceSettings(mask_lowpass_angstrom=20.0),
+    GallerySettings(grid_order=2, coarse_order=1, keep_fraction=0.2, batch_size=16),
+    RefinementSettings(),
+)
+TRAINING = TrainingSettings(symmetry="D2", validation_fraction=0.1)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> ParticleTable:
+    folder = tmp_path_factory.mktemp("entry")
+    settings = SimulationSettings(num_particles=640, snr=0.5, symmetry="D2", seed=5, particles_per_micrograph=20)
+    write_entry(folder, molecule("D2"), PIXEL_SIZE, settings)
+    return open_entry(folder).particles()
+
+
+@pytest.fixture(scope="module")
+def aligned(table: ParticleTable) -> ParticleTable:
+    return of_both_halves(table, 0, 230)
+
+
+@pytest.fixture(scope="module")
+def streamed(table: ParticleTable) -> ParticleTable:
+    return of_both_halves(table, 230, 260)
+
+
+def of_both_halves(table: ParticleTable, first: int, last: int) -> ParticleTable:
+    halves = table.half_sets()
+    rows = [np.flatnonzero(halves == half)[first:last] for half in (0, 1)]
+    return table.select(np.sort(np.concatenate(rows)))
+
+
+@pytest.fixture(scope="module")
+def published(aligned: ParticleTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publish(aligned, tmp_path_factory.mktemp("first"))[0]
+
+
+def publish(aligned: ParticleTable, folder: Path) -> tuple[Path, ReferenceManifest]:
+    return publish_references(
+        aligned, StackReader(), TRAINING, MATCHING, work_folder=folder / "work", checkpoints_folder=folder
+    )
+
+
+@pytest.fixture(scope="module")
+def poses(published: Path, streamed: ParticleTable) -> PoseBatch:
+    return ReferenceProposer(published, MATCHING).poses(streamed, StackReader())
+
+
+def test_the_same_rows_give_the_same_checkpoint(published: Path, aligned: ParticleTable, tmp_path: Path) -> None:
+    again, manifest = publish(aligned, tmp_path)
+    assert again.name == published.name == manifest.checkpoint_id
+    for file in published.iterdir():
+        assert (again / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_manifest_says_what_it_holds(published: Path) -> None:
+    manifest = read_reference_manifest(published)
+    assert checkpoint_kind(published) == manifest.kind == "reference"
+    assert (manifest.origin, manifest.independence) == ("aligned rows", TRAINING.alignment)
+    for record in manifest.halves.values():
+        assert record.num_validation >= 20
+        assert record.num_training + record.num_validation == 230
+        assert record.median_error_deg is not None and record.median_error_deg < 3.0
+    assert verify_checkpoint(published).checkpoint_id == manifest.checkpoint_id
+    with pytest.raises(InvalidCheckpointError):
+        read_manifest(published)
+
+
+def test_held_out_micrographs_are_in_no_reference(published: Path, aligned: ParticleTable) -> None:
+    for half in (0, 1):
+        own = aligned.select(np.flatnonzero(aligned.half_sets() == half))
+        inside = np.isin(particle_digests(own), load_reference(published, half).members)
+        names = np.array(own.micrographs())
+        assert not set(names[inside]) & set(names[~inside])
+        assert 0 < (~inside).sum() < 80
+
+
+def test_both_halves_get_rotations_and_shifts(poses: PoseBatch, streamed: ParticleTable) -> None:
+    errors = angular_error_deg(streamed.rotations(), poses.rotation, group_rotations("D2"))
+    assert np.median(errors) < 2.0
+    moved = poses.shift_angstrom - streamed.shifts_angstrom()
+    assert np.sqrt((moved**2).mean()) < 0.3 * PIXEL_SIZE
+    assert ((poses.confidence > 0) & (poses.confidence <= 1)).all()
+    assert np.isfinite(poses.top_rotation).all() and np.isfinite(poses.top_probability).all()
+    assert poses.digest.any(1).all()
+
+
+def test_a_particle_knows_nothing_of_its_neighbours(published: Path, poses: PoseBatch, streamed: ParticleTable) -> None:
+    proposer = ReferenceProposer(published, MATCHING)
+    order = np.random.default_rng(0).permutation(len(streamed))
+    for rows in np.split(order, (1, 8, 29)):
+        part = proposer.poses(streamed.select(rows), StackReader())
+        for name in PoseBatch.__dataclass_fields__:
+            np.testing.assert_array_equal(getattr(part, name), getattr(poses, name)[rows], name)
+
+
+def test_a_particle_of_the_reference_is_not_scored_by_it(published: Path, aligned: ParticleTable) -> None:
+    members = load_reference(published, 0).members
+    row = int(np.flatnonzero(np.isin(particle_digests(aligned), members))[0])
+    with pytest.raises(PermanentError, match="in the reference"):
+        ReferenceProposer(published, MATCHING).poses(aligned.select([row]), StackReader())
+
+
+def test_cross_half_takes_the_other_halfs_reference(published: Path, poses: PoseBatch, streamed: ParticleTable) -> None:
+    crossed = ReferenceProposer(published, MATCHING, "cross_half").poses(streamed, StackReader())
+    assert (crossed.rotation != poses.rotation).any((1, 2)).mean() > 0.9
+    errors = angular_error_deg(streamed.rotations(), crossed.rotation, group_rotations("D2"))
+    assert np.median(errors) < 2.0
+
+
+def test_refinement_of_true_poses_is_no_worse(published: Path, poses: PoseBatch, streamed: ParticleTable) -> None:
+    limit = ReferenceProposer(published, MATCHING).refined(streamed, StackReader())
+    group, true = group_rotations("D2"), streamed.rotations()
+    found = np.median(angular_error_deg(true, poses.rotation, group))
+    assert np.median(angular_error_deg(true, limit.rotation, group)) < found + 0.2
+
+
+def test_open_proposer_takes_what_the_folder_holds(published: Path) -> None:
+    proposer = open_proposer(published, InferenceSettings(), MATCHING, "gold_standard")
+    assert (proposer.proposer, proposer.checkpoint_id) == (PROPOSER, published.name)
+
+
+@pytest.mark.parametrize("name", ["reference_1.mrc", "reference_0.members", "reference_1.json", "manifest.json"])
+def test_any_changed_byte_is_noticed(published: Path, tmp_path: Path, name: str) -> None:
+    for file in published.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    content = (tmp_path / name).read_bytes()
+    if name == "manifest.json":
+        values = json.loads(content)
+        values["symmetry"] = "C1"
+        (tmp_path / name).write_text(json.dumps(values))
+    else:
+        (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(InvalidCheckpointError):
+            verify_checkpoint(tmp_path)
+    with pytest.raises(InvalidCheckpointError):
+        ReferenceProposer(tmp_path, MATCHING)
