@@ -10,7 +10,7 @@ from cesped_stream_service.stream_settings import DemoCommand
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
-@pytest.mark.parametrize("name", ["demo.toml", "demo-short.toml"])
+@pytest.mark.parametrize("name", ["demo.toml", "demo-short.toml", "demo-gallery.toml"])
 def test_a_demo_configuration_resolves_and_leaves_rows_to_stream(name: str) -> None:
     settings = resolve(DemoCommand, {"output": "somewhere"}, CONFIGS / name)
     assert 2 * settings.min_aligned_per_half <= settings.replay.first_aligned < settings.simulate.num_particles
