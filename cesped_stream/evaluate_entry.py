@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cesped_stream.errors import CespedStreamError
+from cesped_stream.termination import ended_by_signals
 
 ERROR_EXIT_CODE = 2
 
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Score what the arguments say and print the report; return 0, or 2 with one line on stderr."""
     arguments = vars(build_parser().parse_args(argv))
     try:
-        _evaluate(arguments)
+        with ended_by_signals():
+            _evaluate(arguments)
     except CespedStreamError as error:
         print(f"evaluate_entry: error: {error}", file=sys.stderr)
         return ERROR_EXIT_CODE

@@ -188,7 +188,8 @@ class _Outcome:
         manifest = _manifest(self.record, self.session)
         stated = stated_of(self.entry.folder)
         facts = _facts(self.settings, self.record, manifest, stages, start, stated)
-        measures = self._measure(truth, comparison, manifest, facts, console) if self.settings.reporting.write else None
+        times = self._times(truth) if self.settings.reporting.write else None
+        measures = self._measure(truth, comparison, manifest, facts, times, console) if times is not None else None
         if measures is not None and measures.evaluation is not None:
             comparison = replace(comparison, metrics=measures.evaluation.poses)
         summary = summarise(comparison, facts)
@@ -202,8 +203,8 @@ class _Outcome:
             title=self._title(stated),
         )
         save_figure(data, output / "figure.png")
-        if measures is not None:
-            self._write_page(measures, truth, self._title(stated))
+        if measures is not None and times is not None:
+            self._write_page(measures, times, truth, self._title(stated))
         summary["total_seconds"] = time.monotonic() - start
         write_summary(summary, output / "summary.json")
         return summary
@@ -217,6 +218,7 @@ class _Outcome:
         comparison: Comparison,
         manifest: CheckpointManifest | None,
         facts: RunFacts,
+        times: StreamTimes,
         console: Console,
     ) -> StreamMeasures:
         with progress_bars(console) as bars:
@@ -227,7 +229,7 @@ class _Outcome:
                 comparison.symmetry,
                 landing=self.session.landing.folder,
                 engine=BuiltinEngine() if self.settings.reporting.maps else None,
-                times=self._times(truth),
+                times=times,
                 model_seconds=_model_seconds(self.record),
                 points=self.settings.reporting.points,
                 facts=self._stream_facts(comparison, manifest, facts),
@@ -257,14 +259,14 @@ class _Outcome:
         committed = committed_at(SessionFolder.of(self.session))
         return stream_times(self.settings.output / "truth" / LOG_NAME, truth, committed)
 
-    def _write_page(self, measures: StreamMeasures, truth: ParticleTable, title: str) -> None:
+    def _write_page(self, measures: StreamMeasures, times: StreamTimes, truth: ParticleTable, title: str) -> None:
         output = self.settings.output
         write_outcome(
             measures,
             report_file(self.settings),
             title,
             metrics_folder=output,
-            times=self._times(truth),
+            times=times,
             truth=truth,
             timeline=self.record.timeline,
             model_seconds=_model_seconds(self.record),
