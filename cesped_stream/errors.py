@@ -25,7 +25,7 @@ class UnreachableHostError(TransientError):
 
 
 class BusyEntryError(TransientError):
-    """Another process is downloading or making this entry now."""
+    """Another process is at work on this folder now: an entry that is downloaded or made, an output."""
 
 
 class FullDiskError(TransientError):

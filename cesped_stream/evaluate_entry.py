@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cesped_stream.errors import CespedStreamError, TransientError
+from cesped_stream.termination import ended_by_signals
 
 ERROR_EXIT_CODE = 2
 RETRY_EXIT_CODE = 75
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Score what the arguments say and print the report; return 0, or with one line on stderr 2, or 75 (try later)."""
     arguments = vars(build_parser().parse_args(argv))
     try:
-        _evaluate(arguments)
+        with ended_by_signals():
+            _evaluate(arguments)
     except CespedStreamError as error:
         print(f"evaluate_entry: error: {error}", file=sys.stderr)
         return RETRY_EXIT_CODE if isinstance(error, TransientError) else ERROR_EXIT_CODE

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
+from cesped_stream.termination import ended_by_signals
 
 from .bench_commands import add_bench_reconstruct
 from .bench_dataset_command import add_bench_dataset
@@ -167,8 +168,7 @@ def _add_settings_command(commands: Any, name: str, text: str, *, with_options: 
 def _add_role_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     if name == "run":
         parser.add_argument("--plain", dest="_plain", action="store_true", help="no live view: one line a change")
-    else:
-        parser.add_argument("--parent-pid", dest="_parent_pid", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--parent-pid", dest="_parent_pid", type=int, default=0, help=argparse.SUPPRESS)
     if name in ("worker", "trainer"):
         parser.add_argument("--name", dest="_name", default="", help="this process's name in status and logs")
 
@@ -299,7 +299,8 @@ def _run(words: list[str]) -> int:
     if not hasattr(arguments, "_command"):
         parser.print_help()
         return 0
-    return int(arguments._command(arguments))
+    with ended_by_signals():
+        return int(arguments._command(arguments))
 
 
 def _disk_words(error: OSError) -> str:

@@ -38,7 +38,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     supervisor = Supervisor(children_of(settings, file), lambda child: start_child(settings, child))
     stop = StopRequest().install()
     with view_of(settings, console, plain=arguments._plain) as view:
-        code = supervise(supervisor, stop, view.update)
+        code = supervise(supervisor, stop, view.update, parent_pid=arguments._parent_pid)
     status = last_status(settings)
     if status is not None:
         console.print(f"ended; {status_line(status)}", soft_wrap=True, **PLAIN)

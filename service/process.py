@@ -40,16 +40,17 @@ class Shutdown(enum.Enum):
 
 
 class StopRequest:
-    """SIGTERM or SIGINT asks for an exit after the batch in hand, a second one for an exit at once."""
+    """SIGTERM, SIGINT or SIGHUP asks for an exit after the batch in hand, a second one for an exit at once."""
 
     def __init__(self) -> None:
         self.state = Shutdown.NOT_ASKED
         self._event = threading.Event()
 
     def install(self) -> "StopRequest":
-        """Answer SIGTERM and SIGINT of this process (main thread only)."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        """Answer SIGTERM, SIGINT and, unless it is ignored (nohup), SIGHUP of this process (main thread only)."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         return self
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

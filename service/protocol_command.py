@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from cesped_stream.benchmark.entries import Entry, find_entry
+from cesped_stream.benchmark.entry_folder import folder_lock
 from cesped_stream.benchmark.evaluation import evaluate_poses
 from cesped_stream.benchmark.evaluation_files import METRICS_FILE, write_evaluation
 from cesped_stream.benchmark.evaluation_report import evaluation_report
@@ -27,7 +29,7 @@ from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.inference import Predictor
 from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
-from cesped_stream.particles.stacks import StackReader
+from cesped_stream.particles.stacks import STACK_LABEL, StackReader
 from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import NetworkProposer
@@ -47,7 +49,15 @@ MERIT_LABEL, FORMER_MERIT_LABEL = "rlnParticleFigureOfMerit", "cestreamInputFigu
 
 
 def protocol_command(settings: ProtocolCommand, stop: StopRequest, console: Console) -> int:
-    """Run the protocol, or go on with it where the folder holds a part of it already."""
+    """Run the protocol, or go on with it where the folder holds a part of it already.
+
+    BusyEntryError where another process works in that folder.
+    """
+    with folder_lock(settings.output.absolute()):
+        return _protocol(settings, stop, console)
+
+
+def _protocol(settings: ProtocolCommand, stop: StopRequest, console: Console) -> int:
     entry = find_entry(str(settings.entry), settings.root)
     symmetry = symmetry_of(entry, settings)
     _check_half_mode(entry, settings)
@@ -63,7 +73,7 @@ def protocol_command(settings: ProtocolCommand, stop: StopRequest, console: Cons
         warnings = check_transfer(manifest, table, symmetry, allow_symmetry=settings.allow_symmetry)
     for warning in warnings:
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
-    _begin_or_go_on(entry, settings, symmetry)
+    _begin_or_go_on(entry, table, settings, symmetry)
     with progress_bars(console) as bars:
         run = _Run(entry, table, symmetry, settings, bars)
         checkpoint = Path(settings.checkpoint) if settings.checkpoint else run.trained(stop)
@@ -169,18 +179,19 @@ def _check_half_mode(entry: Entry, settings: ProtocolCommand) -> None:
         )
 
 
-def _begin_or_go_on(entry: Entry, settings: ProtocolCommand, symmetry: str) -> None:
+def _begin_or_go_on(entry: Entry, table: ParticleTable, settings: ProtocolCommand, symmetry: str) -> None:
     """Record what the folder is made with; InvalidSettingsError where it was begun with something else."""
-    record = _record(entry, settings, symmetry)
+    record = _record(entry, table, settings, symmetry)
     file = output_folder(settings.output) / RECORD_NAME
     if not file.exists():
-        if any(settings.output.iterdir()):
+        # A kill while the record was written leaves its temporary file, and nothing else has begun.
+        if {path.name for path in settings.output.iterdir()} - {f".{RECORD_NAME}.tmp"}:
             raise InvalidSettingsError(
                 f"output {settings.output}: not empty and not of this command; give another folder"
             )
         write_whole(file, json.dumps(record, indent=1).encode() + b"\n")
         return
-    before = json.loads(file.read_text())
+    before = _former_record(file)
     if changed := _changed(before, record):
         raise InvalidSettingsError(
             f"{file}: begun with {'; '.join(changed)}; go on with the same, or give another output folder"
@@ -202,16 +213,33 @@ def _changed(before: Any, now: Any, key: str = "") -> list[str]:
     return [f"{key} {given[0]!r}, now {given[1]!r}"]
 
 
-def _record(entry: Entry, settings: ProtocolCommand, symmetry: str) -> dict[str, Any]:
+def _former_record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise InvalidSettingsError(f"{file}: damaged; what the folder was begun with is unknown, give another one")
+    return record
+
+
+def _record(entry: Entry, table: ParticleTable, settings: ProtocolCommand, symmetry: str) -> dict[str, Any]:
     checkpoint = read_manifest(Path(settings.checkpoint)).checkpoint_id if settings.checkpoint else ""
     return {
         "entry": {star.name: hashlib.sha256(star.read_bytes()).hexdigest() for star in entry.stars},
+        "stacks": _stacks(table),
         "symmetry": symmetry,
         "half_mode": settings.half_mode,
         "checkpoint": checkpoint,
         "training": None if checkpoint else settings.training.model_dump(mode="json"),
         "inference": settings.inference.model_dump(mode="json", exclude={"device", "threads"}),
     }
+
+
+def _stacks(table: ParticleTable) -> dict[str, list[int]]:
+    """Return size and time of change (ns) of each stack: changed images are told without reading gigabytes."""
+    stacks = [Path(unquote(text)) for text in dict.fromkeys(table.column(STACK_LABEL))]
+    return {str(stack): [stack.stat().st_size, stack.stat().st_mtime_ns] for stack in stacks}
 
 
 def _with_merit(table: ParticleTable) -> ParticleTable:

@@ -221,14 +221,16 @@ class _Outcome:
         comparison = compare(exported, truth, self.session.training.symmetry)
         manifest = _manifest(self.record, self.session)
         stated = stated_of(self.entry.folder)
+        times = self._times(truth)
         rows = inferred_rows(comparison, exported)
         facts = replace(
-            _facts(self.settings, self.record, manifest, stages, start, stated, self._latencies(truth)),
+            _facts(self.settings, self.record, manifest, stages, start, stated, self._latencies(times, truth)),
             proposer=proposers_of(rows),
-            first_pose_seconds=first_pose_seconds(self._times(truth), truth),
+            first_pose_seconds=first_pose_seconds(times, truth),
             pose_errors=errors_of_ways(comparison, rows) | self._limit(comparison, manifest),
         )
-        measures = self._measure(truth, comparison, manifest, facts, console) if self.settings.reporting.write else None
+        wanted = self.settings.reporting.write
+        measures = self._measure(truth, comparison, manifest, facts, times, console) if wanted else None
         if measures is not None and measures.evaluation is not None:
             comparison = replace(comparison, metrics=measures.evaluation.poses)
         summary = summarise(comparison, facts)
@@ -243,7 +245,7 @@ class _Outcome:
         )
         save_figure(data, output / "figure.png")
         if measures is not None:
-            self._write_page(measures, truth, self._title(stated))
+            self._write_page(measures, times, truth, self._title(stated))
         summary["total_seconds"] = time.monotonic() - start
         write_summary(summary, output / "summary.json")
         return summary
@@ -267,6 +269,7 @@ class _Outcome:
         comparison: Comparison,
         manifest: Manifest | None,
         facts: RunFacts,
+        times: StreamTimes,
         console: Console,
     ) -> StreamMeasures:
         with progress_bars(console) as bars:
@@ -277,7 +280,7 @@ class _Outcome:
                 comparison.symmetry,
                 landing=self.session.landing.folder,
                 engine=BuiltinEngine() if self.settings.reporting.maps else None,
-                times=self._times(truth),
+                times=times,
                 model_seconds=_model_seconds(self.record),
                 points=self.settings.reporting.points,
                 prediction_type=PredictionType.SO3xR2
@@ -304,23 +307,23 @@ class _Outcome:
             "replay": dict(self.statement.replay),
         }
 
-    def _latencies(self, truth: ParticleTable) -> tuple[Latency | None, Latency | None]:
+    def _latencies(self, times: StreamTimes, truth: ParticleTable) -> tuple[Latency | None, Latency | None]:
         """What the page tells too: of streamed particles, from their batch's last byte. (The session's own status
         counts from when it first saw a file, and every batch.)"""
-        return stream_latencies(self._times(truth), streamed(truth), _model_seconds(self.record))[:2]
+        return stream_latencies(times, streamed(truth), _model_seconds(self.record))[:2]
 
     def _times(self, truth: ParticleTable) -> StreamTimes:
         committed = committed_at(SessionFolder.of(self.session))
         return stream_times(self.settings.output / "truth" / LOG_NAME, truth, committed)
 
-    def _write_page(self, measures: StreamMeasures, truth: ParticleTable, title: str) -> None:
+    def _write_page(self, measures: StreamMeasures, times: StreamTimes, truth: ParticleTable, title: str) -> None:
         output = self.settings.output
         write_outcome(
             measures,
             report_file(self.settings),
             title,
             metrics_folder=output,
-            times=self._times(truth),
+            times=times,
             truth=truth,
             timeline=self.record.timeline,
             model_seconds=_model_seconds(self.record),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from .process import TRAINING_THREADS, StopRequest, usable_cores, worker_threads
+from .process import TRAINING_THREADS, ParentWatch, StopRequest, usable_cores, worker_threads
 from .resolve import ENV_PREFIX
 from .settings import SessionSettings
 
@@ -188,11 +188,16 @@ def start_child(settings: SessionSettings, child: Child) -> Process:
         )
 
 
-def supervise(supervisor: Supervisor, stop: StopRequest, on_turn: Callable[[Supervisor], object]) -> int:
-    """Run the children until a stop is asked for or the coordinator ends; return the exit code."""
+def supervise(
+    supervisor: Supervisor, stop: StopRequest, on_turn: Callable[[Supervisor], object], *, parent_pid: int = 0
+) -> int:
+    """Run the children until a stop is asked for, the coordinator ends or the process `parent_pid` does (0: none is
+    watched); return the exit code."""
+    parent = ParentWatch(parent_pid)
     supervisor.turn()
     while not supervisor.over:
         on_turn(supervisor)
+        parent.check()
         if not stop.asked():
             stop.wait(POLL_SECONDS)
         else:

@@ -113,7 +113,8 @@ def stream_entry(
     def write() -> None:
         try:
             replay(plan, session.landing.folder, truth, replay_settings, on_landed=landed, stop=stop)
-        except (CespedStreamError, OSError) as error:
+        except Exception as error:  # noqa: BLE001
+            # Whatever it is, the loop below ends with it.
             errors.append(error)
 
     with roles_running(session) as roles:
@@ -177,11 +178,15 @@ def read_status(session: SessionSettings) -> SessionStatus | None:
 
 @contextmanager
 def roles_running(session: SessionSettings) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `cesped-stream run` on a session; on leaving, SIGTERM and wait, and kill what does not end."""
+    """Run `cesped-stream run` on a session; on leaving, SIGTERM and wait, and kill what does not end.
+
+    `run` and its roles end by themselves where this process is killed.
+    """
     session.session.mkdir(parents=True, exist_ok=True)
     file = session.session / "run.toml"
     write_whole(file, toml_text(session.model_dump(mode="json", exclude_none=True)).encode())
     command = [sys.executable, "-m", "cesped_stream_service", "run", "--settings", str(file), "--plain"]
+    command += ["--parent-pid", str(os.getpid())]
     # The settings are resolved already; the environment must not change them again.
     environment = {key: value for key, value in os.environ.items() if not key.upper().startswith(ENV_PREFIX)}
     with (session.session / "run.log").open("wb") as log:

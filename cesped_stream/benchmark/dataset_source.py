@@ -37,9 +37,10 @@ def star_source(star: Path, symmetry: str, image_root: Path | None) -> Source:
 
 def entry_source(target: str, half_set: int, root: Root) -> Source:
     """Return the source of an entry's half-set under `root`. A published one that is not whole is downloaded, the
-    embedded one made.
+    embedded one made: where several processes open it, let `entries download` come first.
 
-    Raises InvalidSettingsError for a half-set other than 0 and 1 and for a name that is neither there nor published.
+    Raises BusyEntryError where another process downloads it now, InvalidSettingsError for a half-set other than 0 and 1
+    and for a name that is neither there nor published.
     """
     if half_set not in HALVES:
         raise InvalidSettingsError(f"halfset is {half_set!r}; an entry has half-sets 0 and 1")

@@ -23,6 +23,11 @@ from cesped_stream.errors import InvalidRecordError, UnreachableHostError
 ZENODO: Final = "https://zenodo.org"
 
 _BUSY_CODES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_NO_ADDRESS: Final = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+)
 _READ_BYTES: Final = 1 << 18
 _MAX_LISTING_BYTES: Final = 1 << 24
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]+)-[0-9]+/(?:[0-9]+|\*)")
@@ -116,7 +121,7 @@ class RecordServer:
             body = b"".join(self._body(response, _MAX_LISTING_BYTES))
             try:
                 listing = json.loads(body)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise InvalidRecordError(f"{url}: its answer is no JSON; is this the right server?") from None
         if not isinstance(listing, Mapping):
             raise InvalidRecordError(f"{url}: its answer is no record; is this the right server?")
@@ -153,8 +158,10 @@ class RecordServer:
         timeouts = (self._retries.connect_seconds, self._retries.read_seconds)
         try:
             response = self._session.get(url, headers=dict(headers), stream=True, timeout=timeouts)
-        except requests.exceptions.InvalidURL as error:
-            raise InvalidRecordError(f"{url[:200]}: no address of a server: {error}") from None
+        except requests.exceptions.TooManyRedirects:
+            raise InvalidRecordError(f"{url[:200]}: redirects without end; is this the right server?") from None
+        except _NO_ADDRESS as error:
+            raise InvalidRecordError(f"{url[:200]}: no address of a server: {str(error)[:200]}") from None
         except requests.exceptions.RequestException as error:
             raise _Failure(_reason(error)) from None
         self._has_answered = True

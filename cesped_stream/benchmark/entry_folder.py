@@ -114,12 +114,19 @@ def name_hint(target: str, root: Path | None = None) -> str:
 
 @contextmanager
 def entry_lock(target: str, root: Path) -> Iterator[Path]:
-    """Hold an entry for this process, to its end however it ends; give its folder, which need not exist yet.
+    """Hold an entry for this process as `folder_lock` does; give its folder."""
+    with folder_lock(entry_folder(target, root)) as folder:
+        yield folder
 
-    BusyEntryError where another process holds it, UnreachableFileError where the root cannot be made or written.
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[Path]:
+    """Hold a folder for this process, to its end however it ends; give the folder, which need not exist yet.
+
+    The lock is a file beside it, `.<name>.lock`. BusyEntryError where another process holds it, UnreachableFileError
+    where the folder above cannot be made or written.
     """
-    folder = entry_folder(target, root)
-    path = folder.with_name(f".{target}.lock")
+    path = folder.with_name(f".{folder.name}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -151,9 +158,7 @@ def _take(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
-        raise BusyEntryError(
-            f"{folder}: process {holder} is downloading or making this entry; wait for it, or stop it first"
-        ) from None
+        raise BusyEntryError(f"{folder}: process {holder} is at work on it; wait for it, or stop it first") from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 

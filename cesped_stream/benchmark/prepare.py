@@ -14,7 +14,7 @@ from pydantic import Field
 
 from cesped_stream.benchmark.dataset_images import BoxImages, ImageSteps, read_boxes
 from cesped_stream.benchmark.entries import Entry
-from cesped_stream.benchmark.entry_folder import HALVES, done_path
+from cesped_stream.benchmark.entry_folder import HALVES, done_path, folder_lock
 from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.durable import rename_durably, write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
@@ -71,19 +71,23 @@ def preprocess_entry(
     N // 2, so that poses and shifts in angstrom stay what they are. The star has the true pixel size, rlnImageSize and
     what the data carry; every other column is kept, the old image name as rlnImageOriginalName. Memory does not grow
     with the images. `on_progress` gets the particles done and their number. Raises InvalidSettingsError where `output`
-    exists, InvalidStarError for a half-set without rows, and what reading raises.
+    exists, BusyEntryError where another process is making it, InvalidStarError for a half-set without rows, and what
+    reading raises.
     """
-    if output.exists():
-        raise InvalidSettingsError(f"{output}: exists; give the copy a folder of its own")
+    output = output.absolute()
     output_folder(output.parent)
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        prepared = _Preparation(entry, settings).write(temporary, output, half_sets, on_progress)
-        rename_durably(temporary, output)
-    finally:
+    with folder_lock(output):
+        if output.exists():
+            raise InvalidSettingsError(f"{output}: exists; give the copy a folder of its own")
+        # Ours alone while the lock is held; what lies there was left by a process that was killed.
+        temporary = output.with_name(f".{output.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            prepared = _Preparation(entry, settings).write(temporary, output, half_sets, on_progress)
+            rename_durably(temporary, output)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return prepared
 
 

@@ -7,6 +7,9 @@ from typing import Any, Final
 
 from cesped_stream.errors import InvalidRecordError
 
+MAX_FILE_BYTES: Final = 1 << 50
+"""More than any server keeps in one file."""
+
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 _MD5: Final = re.compile(r"md5:([0-9a-f]{32})")
 
@@ -60,25 +63,28 @@ def record_files(listing: Mapping[str, Any], record: str, base_url: str) -> tupl
         files = files.get("entries")
     if isinstance(files, Mapping):
         files = list(files.values())
-    if not isinstance(files, Sequence) or not files:
+    if not isinstance(files, Sequence) or isinstance(files, str) or not files:
         raise InvalidRecordError(f"{where}: its listing has no files; was it withdrawn?")
     return tuple(_record_file(file, where, f"{base_url}/records/{record}/files") for file in files)
 
 
-def _record_file(file: Mapping[str, Any], where: str, folder_url: str) -> RecordFile:
+def _record_file(file: Any, where: str, folder_url: str) -> RecordFile:
+    if not isinstance(file, Mapping):
+        raise InvalidRecordError(f"{where}: its listing has {str(file)[:80]!r} where a file belongs")
     name = str(file.get("key", file.get("filename")))
     size = file.get("size", file.get("filesize"))
     checksum = str(file.get("checksum"))
     if not _FILE_NAME.fullmatch(name):
         raise InvalidRecordError(f"{where}: {name[:200]!r} is no plain file name")
-    if not isinstance(size, int) or size < 0:
-        raise InvalidRecordError(f"{where}, {name}: size {size!r} is no number of bytes")
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
+        raise InvalidRecordError(f"{where}, {name}: size {str(size)[:80]} is no number of bytes")
     # Before 2023 the layout gave the digest alone.
     match = _MD5.fullmatch(checksum if ":" in checksum else f"md5:{checksum}")
     if match is None:
         raise InvalidRecordError(f"{where}, {name}: checksum {checksum[:80]!r} is no md5; it cannot be checked")
-    own = (file.get("links") or {}).get("self")
-    urls = (str(own),) if own else ()
+    links = file.get("links")
+    own = links.get("self") if isinstance(links, Mapping) else None
+    urls = (own,) if isinstance(own, str) and own.lower().startswith(("http://", "https://")) else ()
     return RecordFile(name, size, match[1], tuple(dict.fromkeys((*urls, f"{folder_url}/{name}"))))
 
 

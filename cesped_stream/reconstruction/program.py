@@ -1,8 +1,10 @@
 """Another program run to its end: its progress bar read, its last words in the error, ended when we are."""
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +16,21 @@ BAR_DOTS = 60
 STOP_SECONDS = 5.0
 LAST_WORDS_BYTES = 2000
 
+TIED_TO_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"{error.strerror}; can it be run by hand?")
+"""
+"""Becomes the program that it is given. Python code between fork and exec is unsafe where there are threads."""
+
 _DOTS = re.compile(rb"(?:sec|min|hrs) (\.*)~~")
 
 
@@ -21,12 +38,15 @@ def run_program(command: Sequence[str], folder: Path, on_progress: Callable[[flo
     """Run `command` in `folder`; `on_progress` gets the share done, 0 to 1, never falling, as RELION's bar shows it.
 
     Raises ExternalProgramError with the command and its last words where it cannot start or ends with an error. When
-    this call is left by an exception (an interrupt) the program is terminated, and killed if it does not obey.
+    this call is left by an exception (an interrupt) the program is terminated, and killed if it does not obey. When
+    this process ends without one (kill -9), or the thread of this call does, Linux sends the program SIGTERM; what
+    lies in `folder` stays then.
     """
+    tied = [sys.executable, "-I", "-S", "-c", TIED_TO_PARENT, str(os.getpid()), *command]
     with tempfile.TemporaryFile() as errors:
         try:
             process = subprocess.Popen(
-                command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+                tied, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
             )
         except OSError as error:
             raise ExternalProgramError(f"{shlex.join(command)}: {error.strerror}; can it be run by hand?") from None
@@ -36,9 +56,8 @@ def run_program(command: Sequence[str], folder: Path, on_progress: Callable[[flo
         finally:
             _stop(process)
         if status != 0:
-            raise ExternalProgramError(
-                f"{shlex.join(command)}: exit status {status}: {_last_words(errors) or said or 'it said nothing'}"
-            )
+            words = _last_words(errors) or said or "it said nothing"
+            raise ExternalProgramError(f"{shlex.join(command)}: exit status {status}: {words}{_remedy(words)}")
 
 
 def _followed(process: "subprocess.Popen[bytes]", on_progress: Callable[[float], None]) -> str:
@@ -69,6 +88,12 @@ def _last_words(errors: IO[bytes]) -> str:
     errors.seek(0, 2)
     errors.seek(max(0, errors.tell() - LAST_WORDS_BYTES))
     return _words(errors.read())
+
+
+def _remedy(words: str) -> str:
+    if "allow-run-as-root" not in words:
+        return ""
+    return "; to let Open MPI run as root give mpirun as 'mpirun --allow-run-as-root' (setting engine.mpirun)"
 
 
 def _words(text: bytes) -> str:

@@ -4,9 +4,11 @@ A voxel is written by one thread only, in the order of the images: the same bits
 code is kept beside this file, or in the user's cache folder; where neither can be written it is compiled at each start.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from itertools import pairwise
 from typing import Any
 
@@ -19,14 +21,33 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
+logger = logging.getLogger(__name__)
+
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Return `function` compiled without the GIL, from the cache where there is one."""
+    """Return `function` compiled without the GIL, from the cache where that can be read and written.
+
+    A cache that is torn, unreadable or on a full disk costs a compilation, not the map.
+    """
+    plain = numba.njit(nogil=True)(function)
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        cached = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:
         # numba found no folder that it may write to.
-        return numba.njit(nogil=True)(function)
+        return plain
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        if plain.signatures:
+            return plain(*arguments)
+        try:
+            return cached(*arguments)
+        except Exception as error:  # noqa: BLE001
+            # Loading and saving come before the loop runs, and pickle raises anything; a real error comes again.
+            logger.warning("compiled without its cache", extra={"function": function.__name__, "error": str(error)})
+            return plain(*arguments)
+
+    return call
 
 
 def weighted_slices(

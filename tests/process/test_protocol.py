@@ -1,6 +1,7 @@
 """The paper's 2-fold protocol as one command, a checkpoint on another entry, and a foreign tool's star on a stream."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from support.scored import small_entry, turned
 
 from cesped_stream.benchmark.entries import open_entry
+from cesped_stream.benchmark.entry_folder import folder_lock
 from cesped_stream.model.checkpoint import MANIFEST_NAME, read_manifest
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.training.fit import TrainingStopped
@@ -230,3 +232,43 @@ def test_another_tools_star_is_scored_on_a_replayed_stream(
     assert "Other Tool" in (output / "report.html").read_text()
     assert main(["score", str(tmp_path), "--poses", str(tmp_path / "other.star")]) == 75
     assert "give the output folder of a replay" in capsys.readouterr().err
+
+
+def test_record_cut_by_a_kill_is_no_obstacle_and_a_damaged_one_is_told(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".protocol.json.tmp").write_text('{"ent')
+    stop = StopRequest()
+    stop.ask()
+    with pytest.raises(TrainingStopped):
+        protocol_command(settings_of(root, tmp_path / "out"), stop, Console())
+    assert (tmp_path / "out" / "protocol.json").exists()
+    (tmp_path / "out" / "protocol.json").write_text('{"entry": ')
+    assert main(words(root, "toy", tmp_path / "out")) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_changed_images_are_refused_and_a_folder_serves_one_process(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_entry(tmp_path / "own", num_particles=96)
+    order = words(tmp_path, "own", tmp_path / "out")
+    order[order.index("--settings") + 1] = str(root / "tiny.toml")
+    with folder_lock(tmp_path / "out"):
+        assert main(order) != 0
+    assert str(os.getpid()) in capsys.readouterr().err
+    arguments, _ = build_parser("protocol").parse_known_args(order)
+    stop = StopRequest()
+    stop.ask()
+    with pytest.raises(TrainingStopped):
+        protocol_command(settings_from(arguments, ProtocolCommand), stop, Console())
+    stack = next((tmp_path / "own").glob("*.mrcs"))
+    os.utime(stack, ns=(1, 1))
+    assert main(order) == 2
+    assert "begun with other stacks" in capsys.readouterr().err
+
+
+def settings_of(root: Path, output: Path) -> ProtocolCommand:
+    arguments, _ = build_parser("protocol").parse_known_args(words(root, "toy", output))
+    return settings_from(arguments, ProtocolCommand)

@@ -320,7 +320,7 @@ def test_free_disk_is_looked_at_before_the_first_byte(
 def test_a_second_download_of_an_entry_is_refused(archive: Archive, tmp_path: Path) -> None:
     with (
         entry_lock("TEST", tmp_path),
-        pytest.raises(BusyEntryError, match=rf"process {os.getpid()} is downloading"),
+        pytest.raises(BusyEntryError, match=rf"process {os.getpid()} is at work"),
     ):
         download_entry("TEST", tmp_path, server=server(archive))
     download_entry("TEST", tmp_path, server=server(archive))
@@ -438,3 +438,19 @@ def test_both_wordings_of_a_listing_are_read() -> None:
     new = {"files": {"entries": {"a.star": {"key": "a.star", "size": 3, "checksum": f"md5:{'0' * 32}"}}}}
     expected = (RecordFile("a.star", 3, "0" * 32, ("http://h/records/7/files/a.star",)),)
     assert record_files(old, "7", "http://h") == record_files(json.loads(json.dumps(new)), "7", "http://h") == expected
+
+
+@pytest.mark.parametrize("kind", ["nested", "circle"])
+def test_listing_nested_without_end_or_redirecting_to_itself_is_no_record(archive: Archive, kind: str) -> None:
+    def answer(handler: Handler, name: str, data: bytes) -> bool:
+        if kind == "nested":
+            handler.respond(200, b"[" * 200_000)
+        else:
+            handler.respond(302, b"", {"Location": f"{archive.base_url}/api/records/{HALF_0}"})
+        return True
+
+    archive.answer = answer
+    waits: list[float] = []
+    with server(archive, waits) as records, pytest.raises(InvalidRecordError):
+        records.files(HALF_0)
+    assert waits == []

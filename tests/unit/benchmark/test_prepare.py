@@ -1,6 +1,9 @@
 """A preprocessed copy shows the same particles at the same poses, and says what its images carry."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +90,7 @@ def test_a_broken_stack_leaves_nothing(tmp_path: Path, source: Path) -> None:
     (source / "particles_1.mrcs").unlink()
     with pytest.raises(UnreachableFileError, match="particles_1"):
         preprocess_entry(open_entry(source), tmp_path / "copy", PreparationSettings())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
+    assert {path.name for path in tmp_path.iterdir()} == {".copy.lock", "own"}
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path: Path, source: Path) -> None:
@@ -97,7 +100,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, source: Path) -> None
 
     with pytest.raises(RuntimeError, match="stop"):
         preprocess_entry(open_entry(source), tmp_path / "copy", PreparationSettings(), on_progress=fail)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
+    assert {path.name for path in tmp_path.iterdir()} == {".copy.lock", "own"}
 
 
 def test_nothing_is_written_over(tmp_path: Path, source: Path) -> None:
@@ -120,3 +123,31 @@ def test_command_writes_the_copy(tmp_path: Path, source: Path, capsys: pytest.Ca
     assert "exists" in capsys.readouterr().err
     assert main([*words[:-1], str(tmp_path / "other"), "--ctf", "wiener"]) == 2
     assert "ctf_correction: got 'wiener'" in capsys.readouterr().err
+
+
+def test_second_process_is_refused_while_the_first_writes_and_disturbs_nothing(tmp_path: Path, source: Path) -> None:
+    """Another process tries to make the same copy in the middle of this one's."""
+    command = [sys.executable, "-c", SECOND, str(source), str(tmp_path / "copy")]
+    said: list[str] = []
+
+    def meanwhile(done: int, total: int) -> None:
+        if not said:
+            said.append(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+
+    done = preprocess_entry(open_entry(source), tmp_path / "copy", PreparationSettings(), on_progress=meanwhile)
+    assert str(os.getpid()) in said[0]
+    assert len(open_entry(tmp_path / "copy").particles()) == done.num_particles
+    assert not (tmp_path / ".copy.tmp").exists()
+
+
+SECOND = """
+import sys
+from pathlib import Path
+from cesped_stream.benchmark.entries import open_entry
+from cesped_stream.benchmark.prepare import PreparationSettings, preprocess_entry
+from cesped_stream.errors import BusyEntryError
+try:
+    preprocess_entry(open_entry(Path(sys.argv[1])), Path(sys.argv[2]), PreparationSettings())
+except BusyEntryError as error:
+    print(error)
+"""

@@ -253,6 +253,12 @@ def test_another_version_of_the_program_is_another_engine_to_a_cache(tmp_path: P
     assert engine.name == "relion"
 
 
+def test_mpi_that_refuses_root_is_told_the_option_to_give(tmp_path: Path) -> None:
+    script = program(tmp_path, "mpi", "echo 'mpirun has detected an attempt; use --allow-run-as-root' >&2; exit 1")
+    with pytest.raises(ExternalProgramError, match="give mpirun as 'mpirun --allow-run-as-root'"):
+        run_program([str(script)], tmp_path)
+
+
 def test_engines_are_made_from_settings() -> None:
     assert engine_from(EngineSettings()).name == "builtin"
     names = {engine_from(EngineSettings(kind="relion", skip_gridding=skip)).name for skip in (False, True)}

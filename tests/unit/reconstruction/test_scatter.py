@@ -26,8 +26,10 @@ def test_loops_compile_where_nothing_can_be_cached(monkeypatch: pytest.MonkeyPat
             raise RuntimeError("cannot cache function: no locator available")
         return real(**options)
 
-    monkeypatch.setattr(scatter.numba, "njit", njit)
-    assert scatter.compiled(lambda x: x + 1)(2) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(scatter.numba, "njit", njit)
+        function = scatter.compiled(lambda x: x + 1)
+    assert function(2) == 3
 
 
 def test_an_error_in_a_thread_is_raised() -> None:

@@ -1,5 +1,7 @@
 """A stream ends when every landed particle is answered, and fails early, with a reason, when it cannot."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.particles.stacks import write_stack
 from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
+from cesped_stream_service import streaming
 from cesped_stream_service.settings import LandingSettings, SessionSettings
 from cesped_stream_service.streaming import (
     StreamFailedError,
@@ -77,3 +80,20 @@ def test_roles_that_refuse_their_settings_end_the_stream_with_their_last_words(t
         roles_running(session(tmp_path)) as roles,
     ):
         roles.wait(30)
+
+
+def test_any_failure_of_the_landing_ends_the_stream_with_it(
+    plan: ReplayPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("in the replay's thread")
+
+    @contextmanager
+    def no_roles(_: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(poll=lambda: None)
+
+    monkeypatch.setattr(streaming, "replay", broken)
+    monkeypatch.setattr(streaming, "roles_running", no_roles)
+    settings = session(tmp_path, min_aligned_per_half=3)
+    with pytest.raises(ZeroDivisionError):
+        stream_entry(plan, ReplaySettings(), settings, tmp_path / "truth", deadline_seconds=5.0)
