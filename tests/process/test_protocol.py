@@ -266,7 +266,7 @@ def test_changed_images_are_refused_and_a_folder_serves_one_process(
     stack = next((tmp_path / "own").glob("*.mrcs"))
     os.utime(stack, ns=(1, 1))
     assert main(order) == 2
-    assert "begun with other stacks" in capsys.readouterr().err
+    assert f"begun with another {stack}" in capsys.readouterr().err
 
 
 def settings_of(root: Path, output: Path) -> ProtocolCommand:
