@@ -53,7 +53,7 @@ def protocol_command(settings: ProtocolCommand, stop: StopRequest, console: Cons
 
     BusyEntryError where another process works in that folder.
     """
-    output_folder(settings.output)
+    output_folder(settings.output.absolute().parent)
     with folder_lock(settings.output.absolute()):
         return _protocol(settings, stop, console)
 
@@ -183,7 +183,7 @@ def _check_half_mode(entry: Entry, settings: ProtocolCommand) -> None:
 def _begin_or_go_on(entry: Entry, table: ParticleTable, settings: ProtocolCommand, symmetry: str) -> None:
     """Record what the folder is made with; InvalidSettingsError where it was begun with something else."""
     record = _record(entry, table, settings, symmetry)
-    file = settings.output / RECORD_NAME
+    file = output_folder(settings.output) / RECORD_NAME
     if not file.exists():
         # A kill while the record was written leaves its temporary file, and nothing else has begun.
         if {path.name for path in settings.output.iterdir()} - {f".{RECORD_NAME}.tmp"}:
