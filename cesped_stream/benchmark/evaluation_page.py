@@ -52,11 +52,18 @@ def map_table(maps: ScoredMaps) -> str:
     if maps.weighted is not None:
         lines.append((f"map weighted by {maps.weighted.weighted_by} against truth", maps.weighted.to_truth))
     rows = [
-        [what if region == "unmasked" else f"masked: {what}", *_figures(getattr(agreement, region))]
+        [
+            what if region == "unmasked" else f"masked, uncorrected for the mask: {what}",
+            *_figures(getattr(agreement, region)),
+        ]
         for region in (("unmasked", "masked") if maps.masked else ("unmasked",))
         for what, agreement in lines
         if agreement is not None
     ]
+    for what, agreement in lines:
+        if agreement is not None and agreement.corrected_resolution_0143_angstrom is not None:
+            corrected = angstrom(agreement.corrected_resolution_0143_angstrom)
+            rows.append([f"masked, corrected for the mask: {what}", "–", "–", corrected])
     return html.table(("maps", "PCC", "FSC 0.5", "FSC 0.143"), rows)
 
 

@@ -99,6 +99,10 @@ def _cards(measures: StreamMeasures) -> list[Card]:
         region = evaluation.maps.unweighted.to_truth.unmasked
         resolution = angstrom(region.resolution_05_angstrom, at_nyquist=region.resolution_05_at_nyquist)
         cards.append(Card(resolution, "map against truth, FSC 0.5 (provisional)"))
+        other = evaluation.maps.unweighted.halves_to_other_truth[0]
+        if other is not None:
+            at_05 = angstrom(other.unmasked.resolution_05_angstrom, at_nyquist=other.unmasked.resolution_05_at_nyquist)
+            cards.append(Card(at_05, "half map 0 against the truth's half 1 (no image in both), FSC 0.5"))
     for latency, what in (
         (measures.latency, "latency, median of all"),
         (measures.latency_with_model, "latency, landed once there was a model"),
