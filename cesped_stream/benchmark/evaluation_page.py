@@ -52,11 +52,18 @@ def map_table(maps: ScoredMaps) -> str:
     if maps.weighted is not None:
         lines.append((f"map weighted by {maps.weighted.weighted_by} against truth", maps.weighted.to_truth))
     rows = [
-        [what if region == "unmasked" else f"masked: {what}", *_figures(getattr(agreement, region))]
+        [
+            what if region == "unmasked" else f"masked, uncorrected for the mask: {what}",
+            *_figures(getattr(agreement, region)),
+        ]
         for region in (("unmasked", "masked") if maps.masked else ("unmasked",))
         for what, agreement in lines
         if agreement is not None
     ]
+    for what, agreement in lines:
+        if agreement is not None and agreement.corrected_resolution_0143_angstrom is not None:
+            corrected = angstrom(agreement.corrected_resolution_0143_angstrom)
+            rows.append([f"masked, corrected for the mask: {what}", "–", "–", corrected])
     return html.table(("maps", "PCC", "FSC 0.5", "FSC 0.143"), rows)
 
 
@@ -114,14 +121,17 @@ def caveats(evaluation: Evaluation, facts: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def angstrom(value: float | None) -> str:
-    """Return a resolution in words; infinite and None are a dash."""
-    return "–" if value is None or value == float("inf") else f"{value:.1f} Å"
+def angstrom(value: float | None, *, at_nyquist: bool = False) -> str:
+    """Return a resolution in words; infinite and None are a dash, one that only the pixel size limits says so."""
+    if value is None or value == float("inf"):
+        return "–"
+    return f"<= {value:.1f} Å (Nyquist)" if at_nyquist else f"{value:.1f} Å"
 
 
 def _figures(agreement: RegionAgreement) -> tuple[str, str, str]:
-    resolutions = (agreement.resolution_05_angstrom, agreement.resolution_0143_angstrom)
-    return (f"{agreement.pearson:.3f}", *(angstrom(value) for value in resolutions))  # type: ignore[return-value]
+    at_05 = angstrom(agreement.resolution_05_angstrom, at_nyquist=agreement.resolution_05_at_nyquist)
+    at_0143 = angstrom(agreement.resolution_0143_angstrom, at_nyquist=agreement.resolution_0143_at_nyquist)
+    return f"{agreement.pearson:.3f}", at_05, at_0143
 
 
 def _shares(errors: PoseErrors) -> str:

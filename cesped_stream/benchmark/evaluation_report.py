@@ -108,7 +108,11 @@ def _cells(figures: RegionAgreement | Deltas | None) -> tuple[str, str, str]:
     if figures is None:
         return "-", "-", "-"
     pearson, at_0143, at_05 = figures.pearson, figures.resolution_0143_angstrom, figures.resolution_05_angstrom
-    return f"{pearson:.3f}", _angstrom(at_0143), _angstrom(at_05)
+    if isinstance(figures, Deltas):
+        return f"{pearson:.3f}", _angstrom(at_0143), _angstrom(at_05)
+    limited = (figures.resolution_0143_at_nyquist, figures.resolution_05_at_nyquist)
+    marks = ["<= " if one else "" for one in limited]
+    return f"{pearson:.3f}", marks[0] + _angstrom(at_0143), marks[1] + _angstrom(at_05)
 
 
 def _angstrom(value: float) -> str:
@@ -149,6 +153,7 @@ def _own_notes(evaluation: Evaluation) -> list[str]:
     if (maps := evaluation.maps) is not None:
         notes.append("GT: map of the truth's poses; V: of the predicted ones; 0 and 1: their half-sets.")
         notes.append(f"Engine: {maps.truth.engine}. GT and V share images and so noise; GT₁ and V₀ do not.")
+        notes.append("A resolution with <= is that of Nyquist: its FSC never falls below the threshold.")
         if evaluation.num_junk_in_maps:
             notes.append(f"{evaluation.num_junk_in_maps:,} rows of junk stand in the maps V, none in GT.")
     return notes

@@ -184,6 +184,8 @@ def _json(value: Any) -> Any:
     """Dataclasses as dictionaries without their maps, arrays as lists, None for what JSON has no number for."""
     if dataclasses.is_dataclass(value):
         fields = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+        if isinstance(value, RegionAgreement):
+            fields |= {name: getattr(value, name) for name in _NYQUIST_FLAGS}
         return {name: _json(content) for name, content in fields.items() if name not in _MAP_FIELDS}
     if isinstance(value, np.ndarray):
         return [_json(float(number)) for number in value]
@@ -193,6 +195,7 @@ def _json(value: Any) -> Any:
 
 
 _MAP_FIELDS = ("halves", "combined")
+_NYQUIST_FLAGS = ("resolution_0143_at_nyquist", "resolution_05_at_nyquist")
 _CESPED_MAP_KEYS = (
     *("GT_correlation", "GT_resolution0143", "GT_resolution05"),
     *("half2half_resolution", "half2half_resolution05", "half2half_correlation"),

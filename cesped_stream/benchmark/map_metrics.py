@@ -26,6 +26,16 @@ class RegionAgreement:
     """FSCR: where the curve first falls below 0.143, interpolated; infinite where shell 1 is already below."""
     resolution_05_angstrom: float
 
+    @property
+    def resolution_0143_at_nyquist(self) -> bool:
+        """Whether the curve never falls below 0.143: the pixel size limits the resolution, not the map."""
+        return not (self.fsc[1:] < 0.143).any()
+
+    @property
+    def resolution_05_at_nyquist(self) -> bool:
+        """Whether the curve never falls below 0.5."""
+        return not (self.fsc[1:] < 0.5).any()
+
 
 @dataclass(frozen=True, eq=False)
 class MapAgreement:

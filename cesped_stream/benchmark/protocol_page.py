@@ -34,8 +34,13 @@ def protocol_page(
             Card(f"{evaluation.poses.random_mean_deg:.1f}°", "mean of a guess"),
         ]
     if evaluation.maps is not None:
-        resolution = evaluation.maps.unweighted.to_truth.unmasked.resolution_05_angstrom
-        cards.append(Card(angstrom(resolution), "map against truth, FSC 0.5"))
+        region = evaluation.maps.unweighted.to_truth.unmasked
+        resolution = angstrom(region.resolution_05_angstrom, at_nyquist=region.resolution_05_at_nyquist)
+        cards.append(Card(resolution, "map against truth, FSC 0.5"))
+        other = evaluation.maps.unweighted.halves_to_other_truth[0]
+        if other is not None:
+            at_05 = angstrom(other.unmasked.resolution_05_angstrom, at_nyquist=other.unmasked.resolution_05_at_nyquist)
+            cards.append(Card(at_05, "half map 0 against the truth's half 1 (no image in both), FSC 0.5"))
     return html.page(
         title,
         [

@@ -96,8 +96,13 @@ def _cards(measures: StreamMeasures) -> list[Card]:
         cards.append(Card(f"{together.median_deg:.1f}°", "median angular error"))
         cards.append(Card(f"{100 * together.share_within_15_deg:.0f} %", "within 15°"))
     if evaluation is not None and evaluation.maps is not None:
-        resolution = evaluation.maps.unweighted.to_truth.unmasked.resolution_05_angstrom
-        cards.append(Card(angstrom(resolution), "map against truth, FSC 0.5 (provisional)"))
+        region = evaluation.maps.unweighted.to_truth.unmasked
+        resolution = angstrom(region.resolution_05_angstrom, at_nyquist=region.resolution_05_at_nyquist)
+        cards.append(Card(resolution, "map against truth, FSC 0.5 (provisional)"))
+        other = evaluation.maps.unweighted.halves_to_other_truth[0]
+        if other is not None:
+            at_05 = angstrom(other.unmasked.resolution_05_angstrom, at_nyquist=other.unmasked.resolution_05_at_nyquist)
+            cards.append(Card(at_05, "half map 0 against the truth's half 1 (no image in both), FSC 0.5"))
     for latency, what in (
         (measures.latency, "latency, median of all"),
         (measures.latency_with_model, "latency, landed once there was a model"),

@@ -12,6 +12,7 @@ from support.scored import BOX, PIXEL_SIZE_ANGSTROM, small_entry, truth_of, turn
 from cesped_stream.benchmark.evaluation import Evaluation, evaluate_poses
 from cesped_stream.benchmark.evaluation_figures import central_slice
 from cesped_stream.benchmark.evaluation_files import write_evaluation
+from cesped_stream.benchmark.evaluation_page import map_table
 from cesped_stream.benchmark.evaluation_report import evaluation_report
 from cesped_stream.imaging.maps import read_map
 from cesped_stream.reconstruction.engine import BuiltinEngine
@@ -105,3 +106,10 @@ def test_the_report_fits_80_columns_and_says_what_was_measured(scored: Evaluatio
 def test_a_report_of_poses_alone_speaks_of_no_map(scored: Evaluation) -> None:
     text = report_text(poses_only(scored))
     assert "Maps" not in text and "Engine" not in text
+
+
+def test_masked_rows_of_the_page_say_whether_they_are_corrected_for_the_mask(scored: Evaluation) -> None:
+    assert scored.maps is not None
+    table = map_table(scored.maps)
+    assert "masked, uncorrected for the mask: half map 0 against half map 1" in table
+    assert "masked, corrected for the mask: half map 0 against half map 1" in table

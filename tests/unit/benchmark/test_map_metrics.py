@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.imaging import blobs
 
+from cesped_stream.benchmark.evaluation_page import angstrom
 from cesped_stream.benchmark.map_metrics import (
     compare_maps,
     delta_pearson,
@@ -83,3 +84,13 @@ def test_a_shell_is_correlated_over_its_own_voxels() -> None:
     for shell in (0, count // 2, count - 1):
         own = (radius >= shell * BOX / 2 / count) & (radius < (shell + 1) * BOX / 2 / count)
         assert profile.pearson_to_truth[shell] == pytest.approx(np.corrcoef(first[own], second[own])[0, 1], abs=1e-6)
+
+
+def test_a_curve_that_never_falls_below_its_threshold_is_marked_as_limited_by_nyquist() -> None:
+    volume = np.random.default_rng(0).standard_normal((BOX, BOX, BOX)).astype(np.float32)
+    other = np.random.default_rng(1).standard_normal((BOX, BOX, BOX)).astype(np.float32)
+    same, unlike = (compare_maps(volume, one, PIXEL_SIZE).unmasked for one in (volume, other))
+    assert same.resolution_05_at_nyquist and same.resolution_0143_at_nyquist
+    assert not unlike.resolution_05_at_nyquist
+    words = angstrom(same.resolution_05_angstrom, at_nyquist=same.resolution_05_at_nyquist)
+    assert words == f"<= {2 * PIXEL_SIZE:.1f} Å (Nyquist)"
