@@ -7,6 +7,7 @@ from typing import Any
 
 from cesped_stream.benchmark import html
 from cesped_stream.benchmark.evaluation_figures import save_error_figure, save_fsc_figure, save_slices_figure
+from cesped_stream.benchmark.evaluation_report import confidence_notes, delta_notes
 from cesped_stream.benchmark.evaluation_result import Evaluation, ScoredMaps
 from cesped_stream.benchmark.map_metrics import MapAgreement, RegionAgreement
 from cesped_stream.benchmark.metrics import PoseErrors
@@ -94,7 +95,9 @@ def caveats(evaluation: Evaluation, facts: Mapping[str, Any]) -> list[str]:
     """
     said = [f"Half-sets: {facts['half_words']}."]
     limit = facts.get("alignment_limit_angstrom")
+    said += confidence_notes(evaluation)
     if evaluation.maps is not None:
+        said += delta_notes(evaluation.maps)
         known = "not known here" if limit is None else f"{limit:.1f} Å (the finest that the network saw)"
         said += [
             f"These maps are provisional. Alignment limit: {known}. Half maps of aligned images agree out to the limit "

@@ -111,7 +111,7 @@ def _cells(figures: RegionAgreement | Deltas | None) -> tuple[str, str, str]:
     if isinstance(figures, Deltas):
         return f"{pearson:.3f}", _angstrom(at_0143), _angstrom(at_05)
     limited = (figures.resolution_0143_at_nyquist, figures.resolution_05_at_nyquist)
-    marks = ["<= " if one else "" for one in limited]
+    marks = ["≤" if one else "" for one in limited]
     return f"{pearson:.3f}", marks[0] + _angstrom(at_0143), marks[1] + _angstrom(at_05)
 
 
@@ -149,17 +149,28 @@ def _own_notes(evaluation: Evaluation) -> list[str]:
         notes.append(f"A predictor that guesses blindly has a MAnE of {evaluation.poses.random_mean_deg:.1f}°.")
     if len(evaluation.errors_deg) and (evaluation.truth_confidences == 1).all():
         notes.append("The truth has no confidences: wMAnE has weights of 1.")
-    notes += _confidence_notes(evaluation)
+    notes += confidence_notes(evaluation)
     if (maps := evaluation.maps) is not None:
         notes.append("GT: map of the truth's poses; V: of the predicted ones; 0 and 1: their half-sets.")
         notes.append(f"Engine: {maps.truth.engine}. GT and V share images and so noise; GT₁ and V₀ do not.")
-        notes.append("A resolution with <= is that of Nyquist: its FSC never falls below the threshold.")
+        notes += delta_notes(maps)
+        notes.append("A resolution with ≤ is that of Nyquist: its FSC never falls below the threshold.")
         if evaluation.num_junk_in_maps:
             notes.append(f"{evaluation.num_junk_in_maps:,} rows of junk stand in the maps V, none in GT.")
     return notes
 
 
-def _confidence_notes(evaluation: Evaluation) -> list[str]:
+def delta_notes(maps: ScoredMaps) -> list[str]:
+    """Return what a Δ below 0 means, where there is one: no map is better than the truth's."""
+    deltas = maps.unweighted.deltas_unmasked
+    found = (deltas.pearson, deltas.resolution_0143_angstrom, deltas.resolution_05_angstrom)
+    if not any(figure < 0 for figure in found):
+        return []
+    return ["A Δ below 0 is the noise of the images that GT and V share; V₀ against GT₁ shares none: compare that."]
+
+
+def confidence_notes(evaluation: Evaluation) -> list[str]:
+    """Return in words which confidence was used, and what it tells apart; why none was, where none was."""
     confidence = evaluation.confidence
     if confidence is None:
         return [f"Confidence of the predictions: none ({evaluation.why_no_confidence})."]

@@ -87,7 +87,9 @@ def _cards(measures: StreamMeasures) -> list[Card]:
     lost = (
         Card(f"{counts.lost:,}", "lost", _verdict(counts.lost)) if own else Card(f"{absent:,}", "without a pose here")
     )
-    cards = [Card(f"{counts.inferred:,} of {counts.streamed:,}", "streamed particles with a predicted pose")]
+    junk = 0 if evaluation is None else evaluation.coverage[2].num_junk_predicted
+    picks = f"streamed picks with a predicted pose ({junk:,} of them junk)" if junk else ""
+    cards = [Card(f"{counts.inferred:,} of {counts.streamed:,}", picks or "streamed particles with a predicted pose")]
     cards += [lost, Card(f"{counts.doubled:,}", "doubled", _verdict(counts.doubled))]
     if counts.foreign:
         cards.append(Card(f"{counts.foreign:,}", "rows that never landed", "bad"))

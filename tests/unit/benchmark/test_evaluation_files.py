@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from cesped_stream.benchmark.evaluation import Evaluation, evaluate_poses
 from cesped_stream.benchmark.evaluation_figures import central_slice
 from cesped_stream.benchmark.evaluation_files import write_evaluation
 from cesped_stream.benchmark.evaluation_page import map_table
-from cesped_stream.benchmark.evaluation_report import evaluation_report
+from cesped_stream.benchmark.evaluation_report import delta_notes, evaluation_report
+from cesped_stream.benchmark.map_metrics import Deltas
 from cesped_stream.imaging.maps import read_map
 from cesped_stream.reconstruction.engine import BuiltinEngine
 from cesped_stream.reconstruction.mask import spherical_mask
@@ -113,3 +115,9 @@ def test_masked_rows_of_the_page_say_whether_they_are_corrected_for_the_mask(sco
     table = map_table(scored.maps)
     assert "masked, uncorrected for the mask: half map 0 against half map 1" in table
     assert "masked, corrected for the mask: half map 0 against half map 1" in table
+
+
+@pytest.mark.parametrize(("pearson", "angstrom", "told"), [(-0.04, 0.2, True), (0.01, -1.5, True), (0.01, 0.2, False)])
+def test_a_map_better_than_the_truth_is_told_to_be_shared_noise(pearson: float, angstrom: float, told: bool) -> None:
+    figures = SimpleNamespace(unweighted=SimpleNamespace(deltas_unmasked=Deltas(pearson, angstrom, angstrom)))
+    assert any("share" in note for note in delta_notes(figures)) == told
