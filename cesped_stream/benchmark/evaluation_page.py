@@ -98,7 +98,7 @@ def caveats(evaluation: Evaluation, facts: Mapping[str, Any]) -> list[str]:
     said += confidence_notes(evaluation)
     if evaluation.maps is not None:
         said += delta_notes(evaluation.maps)
-        known = "not known here" if limit is None else f"{limit:.1f} Å (the finest that the network saw)"
+        known = "not known here" if limit is None else f"{limit:.1f} Å (the finest that the alignment used)"
         said += [
             f"These maps are provisional. Alignment limit: {known}. Half maps of aligned images agree out to the limit "
             "of their alignment even where the images are pure noise, so that half-map FSC is no validation by itself.",
