@@ -13,7 +13,9 @@ from scipy.spatial.transform import Rotation
 
 Float64 = NDArray[np.float64]
 
-POSE_LABELS: Final = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
+ANGLE_LABELS: Final = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+SHIFT_LABELS: Final = ("rlnOriginXAngst", "rlnOriginYAngst")
+POSE_LABELS: Final = (*ANGLE_LABELS, *SHIFT_LABELS)
 UNSET_ANGLES_DEG: Final = (-999.0, 999.0)
 
 _IMAGE_TO_HEAD: Final = Rotation.from_euler("X", -90, degrees=True).as_matrix()

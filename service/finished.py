@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cesped_stream.conventions import ANGLE_LABELS, SHIFT_LABELS
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import STACK_LABEL
 from cesped_stream.particles.star import NEUTRAL_VALUES, read_star, row_filler, union_of_labels
@@ -16,8 +17,6 @@ from .session import SessionFolder
 
 Float64 = NDArray[np.float64]
 
-ANGLE_LABELS = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
-ORIGIN_LABELS = ("rlnOriginXAngst", "rlnOriginYAngst")
 OWN_LABELS = (
     "cestreamConfidence",
     "cestreamCheckpoint",
@@ -96,13 +95,13 @@ def pose_cells(finished: Finished, row: int, revision: int) -> dict[str, str]:
     modes = np.concatenate([poses.top_euler_deg[row], poses.top_probability[row, :, None]], axis=1)
     own["cestreamTopPoses"] = "[" + ",".join(f"{number:.6f}" for number in modes.ravel()) + "]"
     if poses.has_shifts:
-        angles |= {label: f"{a:.6f}" for label, a in zip(ORIGIN_LABELS, poses.shift_angstrom[row], strict=True)}
+        angles |= {label: f"{a:.6f}" for label, a in zip(SHIFT_LABELS, poses.shift_angstrom[row], strict=True)}
     return angles | own
 
 
 def origin_cells(table: ParticleTable, row: int) -> dict[str, str]:
     """Return the origin that a row keeps where nothing predicts one: its own, or 0."""
-    return {label: table.column(label)[row] if label in table else "0.000000" for label in ORIGIN_LABELS}
+    return {label: table.column(label)[row] if label in table else "0.000000" for label in SHIFT_LABELS}
 
 
 def prior_labels(labels: Sequence[str]) -> dict[str, str]:
@@ -141,7 +140,7 @@ def _with_cells(table: ParticleTable, cells: list[dict[str, str]]) -> ParticleTa
 
 
 def _with_origins(table: ParticleTable) -> ParticleTable:
-    missing = [label for label in ORIGIN_LABELS if label not in table]
+    missing = [label for label in SHIFT_LABELS if label not in table]
     angles = [label for label in ANGLE_LABELS if label not in table]
     return table.with_columns({label: ["0.000000"] * len(table) for label in (*angles, *missing)})
 

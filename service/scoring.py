@@ -8,9 +8,10 @@ from rich.console import Console
 from cesped_stream.benchmark.beside import read_run
 from cesped_stream.benchmark.compare import PREDICTED, STATUS_LABEL, Counts, compare
 from cesped_stream.benchmark.output_folder import output_folder
-from cesped_stream.benchmark.predictions import ANGLE_LABELS, PredictionType, read_predictions
+from cesped_stream.benchmark.predictions import PredictionType, read_predictions
 from cesped_stream.benchmark.replay import TRUTH_NAME
 from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream, with_landed_names
+from cesped_stream.conventions import ANGLE_LABELS
 from cesped_stream.errors import InvalidStarError
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable

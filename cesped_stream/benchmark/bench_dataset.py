@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch.utils.data import DataLoader
 
 from cesped_stream.benchmark.dataset import ParticlesDataset
-from cesped_stream.benchmark.metadata import ANGLE_LABELS, SHIFT_LABELS
+from cesped_stream.conventions import ANGLE_LABELS, SHIFT_LABELS
 from cesped_stream.model.device import pick_device
 from cesped_stream.particles.stacks import write_stack
 from cesped_stream.particles.star import write_star

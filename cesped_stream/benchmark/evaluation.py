@@ -19,7 +19,6 @@ from cesped_stream.benchmark.metrics import (
 )
 from cesped_stream.benchmark.predictions import (
     CONFIDENCE_LABELS,
-    SHIFT_LABELS,
     MatchedPredictions,
     PredictionType,
     completed_table,
@@ -30,6 +29,7 @@ from cesped_stream.benchmark.predictions import (
 from cesped_stream.benchmark.truth_maps import OnProgress, TruthMaps
 from cesped_stream.benchmark.truth_maps import truth_maps as made_truth_maps
 from cesped_stream.calibration.metrics import area_under_curve
+from cesped_stream.conventions import SHIFT_LABELS
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import Engine, Reconstruction

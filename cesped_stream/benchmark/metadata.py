@@ -8,14 +8,12 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from cesped_stream.conventions import UNSET_ANGLES_DEG, euler_deg_to_rotation
+from cesped_stream.conventions import ANGLE_LABELS, SHIFT_LABELS, UNSET_ANGLES_DEG, euler_deg_to_rotation
 from cesped_stream.errors import InvalidStarError
 from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name, resolve_stack
 from cesped_stream.particles.star import NEUTRAL_VALUES, read_star
 from cesped_stream.particles.table import OPTICS_GROUP_LABEL, Float64, Int64, ParticleTable
 
-ANGLE_LABELS: Final = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
-SHIFT_LABELS: Final = ("rlnOriginXAngst", "rlnOriginYAngst")
 CONFIDENCE_LABEL: Final = "rlnMaxValueProbDistribution"
 PREDICTED_CONFIDENCE_LABEL: Final = "rlnParticleFigureOfMerit"
 GIVEN_FIGURE_LABEL: Final = "cestreamGivenFigureOfMerit"

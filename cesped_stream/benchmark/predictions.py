@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.benchmark.foreign_predictions import IDENTITY_LABELS, check_same_particles
-from cesped_stream.conventions import UNSET_ANGLES_DEG, euler_deg_to_rotation, rotation_to_euler_deg
+from cesped_stream.conventions import (
+    ANGLE_LABELS,
+    SHIFT_LABELS,
+    UNSET_ANGLES_DEG,
+    euler_deg_to_rotation,
+    rotation_to_euler_deg,
+)
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.star import concatenated, read_star
@@ -22,8 +28,6 @@ from cesped_stream.particles.table import ParticleTable
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-ANGLE_LABELS: Final = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
-SHIFT_LABELS: Final = ("rlnOriginXAngst", "rlnOriginYAngst")
 CONFIDENCE_LABELS: Final = ("cestreamConfidence", "rlnParticleFigureOfMerit")
 """Where a prediction's confidence may stand. Ours before CESPED's: a star of ours may keep a picker's score there."""
 STATUS_LABEL: Final = "cestreamStatus"

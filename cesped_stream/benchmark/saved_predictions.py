@@ -6,8 +6,8 @@ from typing import Any, Literal
 import numpy as np
 
 from cesped_stream.benchmark.entry_folder import disk_errors
-from cesped_stream.benchmark.metadata import ANGLE_LABELS, PREDICTED_CONFIDENCE_LABEL, SHIFT_LABELS
-from cesped_stream.conventions import rotation_to_euler_deg
+from cesped_stream.benchmark.metadata import PREDICTED_CONFIDENCE_LABEL
+from cesped_stream.conventions import ANGLE_LABELS, SHIFT_LABELS, rotation_to_euler_deg
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import Float64, ParticleTable

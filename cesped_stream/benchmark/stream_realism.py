@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.benchmark.stream_images import ImageEdits
-from cesped_stream.conventions import rotation_to_euler_deg
+from cesped_stream.conventions import ANGLE_LABELS, rotation_to_euler_deg
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.imaging.junk import KIND_LABEL, PARTICLE, REALISM_NAME
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
@@ -23,7 +23,6 @@ TRUE_LABEL = "cestreamLabel"
 TRUTH_ONLY = (KIND_LABEL, TRUE_LABEL)
 """Columns that never land."""
 
-_ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _NEW_OPTICS_SUFFIX = "_later"
 _CONE_NSIDE = 4
 _KEPT = LABEL_SETTINGS | {"preset", "seed"}
@@ -267,7 +266,7 @@ def _random(count: int, generator: np.random.Generator) -> Float64:
 
 def _with_rotations(table: ParticleTable, rows: Int64, rotations: Float64) -> ParticleTable:
     """Return the table with other angles in `rows`, and in their priors where it has such columns."""
-    for label, values in zip(_ANGLES, rotation_to_euler_deg(rotations).T, strict=True):
+    for label, values in zip(ANGLE_LABELS, rotation_to_euler_deg(rotations).T, strict=True):
         for name in (label, f"{label}Prior"):
             if name in table:
                 table = _with_numbers(table, name, rows, values)

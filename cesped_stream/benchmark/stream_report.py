@@ -17,7 +17,6 @@ from cesped_stream.benchmark.evaluation_result import Evaluation
 from cesped_stream.benchmark.plan import ROLE_LABEL, BatchRole
 from cesped_stream.benchmark.predictions import (
     CONFIDENCE_LABELS,
-    SHIFT_LABELS,
     PredictionType,
     completed_table,
     has_angles,
@@ -26,6 +25,7 @@ from cesped_stream.benchmark.predictions import (
 )
 from cesped_stream.benchmark.stream_curves import ErrorPoint, MapPoint, error_points, map_points, moments
 from cesped_stream.benchmark.stream_times import BatchLatency, Latency, StreamTimes, batch_latencies, latency_of
+from cesped_stream.conventions import SHIFT_LABELS
 from cesped_stream.particles.stacks import parse_image_name, read_header
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import Engine
