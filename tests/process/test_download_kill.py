@@ -102,7 +102,7 @@ def test_two_downloads_at_once_are_one_and_a_refusal(tmp_path: Path) -> None:
             second = download(archive.base_url, tmp_path / "root")
             _, errors = second.communicate(timeout=60)
             assert second.returncode == 75
-            assert f"process {first.pid} is downloading" in " ".join(errors.split())
+            assert f"process {first.pid} is at work on it" in " ".join(errors.split())
         finally:
             first.kill()
             first.communicate()
