@@ -64,6 +64,8 @@ class ReferenceRecord(FileRecord):
     reference_id: str = ""
     num_training: int = Field(ge=0)
     """Particles in it."""
+    num_left_out: int = Field(0, ge=0)
+    """Aligned particles that are not in it since they agree with it no better than noise."""
     num_validation: int = Field(ge=0)
     """Aligned particles of other micrographs, which the errors are measured on."""
     resolution_angstrom: float = Field(gt=0)
@@ -141,8 +143,9 @@ def publish_map(
     references, records = {}, {}
     for half in HALVES:
         given = reference_from_map(volume, pixel_size_angstrom, training.symmetry, half, matching.referencing)
-        noise = _matcher(given, matching, half).learn_noise(rows_of_half(table, half), reader)
-        references[half] = replace(given, noise=noise)
+        matcher, rows = _matcher(given, matching, half), rows_of_half(table, half)
+        noise = matcher.learn_noise(rows, reader)
+        references[half] = replace(given, noise=noise, of_noise=matcher.measure_noise(rows, reader))
         records[half] = ReferenceRecord(num_training=0, num_validation=0, resolution_angstrom=given.resolution_angstrom)
     manifest = ReferenceManifest(
         symmetry=training.symmetry,
@@ -164,9 +167,12 @@ def _half(
         rows.select(split.training), training.symmetry, matching.referencing, reader, device=device
     )
     held_out = rows.select(split.validation[:: -(-len(split.validation) // MAX_VALIDATION_ROWS) or 1])
-    errors = _errors_deg(_matcher(reference, matching, half), held_out, reader, training.symmetry)
+    matcher = _matcher(reference, matching, half)
+    reference = replace(reference, of_noise=matcher.measure_noise(rows, reader))
+    errors = _errors_deg(matcher, held_out, reader, training.symmetry)
     record = ReferenceRecord(
-        num_training=len(reference.members),
+        num_training=len(reference.members) - reference.num_left_out,
+        num_left_out=reference.num_left_out,
         num_validation=len(errors),
         resolution_angstrom=reference.resolution_angstrom,
         mean_error_deg=float(errors.mean()) if len(errors) else None,

@@ -572,13 +572,13 @@ class GallerySettings(Settings):
     shift_range_angstrom: float = Field(
         0.0,
         ge=0,
-        description="Shifts within this distance are searched; 0: as far as 99 % of the aligned rows' origins reach, at "
-        "least 15 (a given map: 15).",
+        description="Shifts within this distance are searched; 0: as far as 99 % of the aligned rows' origins reach, "
+        "at least 15 (a given map: 15).",
     )
     shift_prior: bool = Field(
         True,
-        description="Weigh shifts by how often the aligned rows have them; false: where those were re-extracted, centred, "
-        "and what streams was not.",
+        description="Weigh shifts by how often the aligned rows have them; false: where those were re-extracted, "
+        "centred, and what streams was not.",
     )
     shift_step_angstrom: float = Field(
         0.0, ge=0, description="Distance of the coarse search's shifts; 0: a quarter of its limit."

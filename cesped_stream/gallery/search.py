@@ -28,7 +28,6 @@ from cesped_stream.so3.symmetry import group_rotations
 
 SHIFT_STEPS_PER_LIMIT: Final = 4.0
 SEPARATION_IN_GRID_STEPS: Final = 2.0
-LEAST_STD: Final = 0.05
 NEAR_COARSE_STEPS: Final = 1.5
 """How far from a coarse view's best shift the fine search looks, in coarse steps."""
 UNDECIDED: Final = 4
@@ -41,14 +40,6 @@ _LARGEST_CORRELATION: Final = 0.999
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class NoiseScores:
-    """What images of nothing but noise reach: mean and spread of `Proposals.standing` over them."""
-
-    mean: float
-    std: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +58,6 @@ class Proposals:
     """`(n, modes)`: posterior mass around each."""
     log_likelihood: Float64
     """`(n,)`: of the best rotation and shift, over that of noise alone (likelihood score), or the correlation."""
-    standing: Float64
-    """`(n,)`: the best score in units in which noise has variance 1 at a single view and shift."""
-    above_noise: Float64
-    """`(n,)`: `standing` less what noise reaches, in standard deviations of that; NaN without `NoiseScores`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +154,7 @@ class ProjectionGallery:
         """Return the number of views of the result's order."""
         return len(self._fine)
 
-    def propose(
-        self, images: BandImages, noise: NoiseModel, rows: Int64, *, of_noise: NoiseScores | None = None
-    ) -> Proposals:
+    def propose(self, images: BandImages, noise: NoiseModel, rows: Int64) -> Proposals:
         """Return the proposals for images in this gallery's `band`; `rows` `(n,)` are their rows in `noise`.
 
         ValueError for images of another band.
@@ -184,23 +169,7 @@ class ProjectionGallery:
             parts.append([part[:count] for part in self._propose_batch(batch, noise, index)])
         if not parts:
             raise ValueError("no images; propose for at least one")
-        return self._proposals([torch.cat(part).cpu() for part in zip(*parts, strict=True)], of_noise)
-
-    def measure_noise(self, images: BandImages, noise: NoiseModel, rows: Int64, *, seed: int = 0) -> NoiseScores:
-        """Return what noise reaches that has the model's spectrum and these images' CTFs; `seed` fixes the noise."""
-        generator = torch.Generator().manual_seed(seed)
-        shape = (*images.matched.shape, 2)
-        white = torch.view_as_complex(torch.randn(shape, generator=generator) / 2**0.5).to(images.matched.device)
-        variance = noise.variance_in(images.band).to(white.device)[torch.from_numpy(rows).to(white.device)]
-        coefficients = white * variance.sqrt()
-        transfer = images.ctf_square.sqrt()
-        power = coefficients.real.square() + coefficients.imag.square()
-        power *= torch.where(images.premultiplied[:, None], images.ctf_square, 1.0)
-        nothing = BandImages(
-            images.band, coefficients * transfer, images.ctf_square, power, images.premultiplied, images.information
-        )
-        standing = self.propose(nothing, noise, rows).standing
-        return NoiseScores(float(standing.mean()), max(float(standing.std()), LEAST_STD))
+        return self._proposals([torch.cat(part).cpu() for part in zip(*parts, strict=True)])
 
     def _views(
         self, projector: MapProjector, order: int, band: Band, displacement: float, shift_step_angstrom: float
@@ -223,7 +192,7 @@ class ProjectionGallery:
         return _Batch(images.matched * linear, (images.ctf_square * square).T.contiguous(), length)
 
     def _propose_batch(self, images: BandImages, noise: NoiseModel, rows: Int64) -> list[Tensor]:
-        """Positions of the fine views kept, their log-weights, shifts, the best score and its standing."""
+        """Positions of the fine views kept, their log-weights, shifts and the best score."""
         blurred = images.within(self.coarse_band.limit_angstrom)
         coarse = self._weighted(blurred, noise, rows, self._coarse)
         fine = self._weighted(images, noise, rows, self._fine)
@@ -308,12 +277,11 @@ class ProjectionGallery:
         linear = torch.matmul(_products(*self._rows_of(views, candidates), moved), self._near_waves)
         norm = self._norm_of(views, candidates, batch)
         scores = self._score(linear, norm[:, :, None], batch.length[:, None, None])
-        return self._kept(scores, norm, candidates, is_one, centres.gather(1, parent), coarse, chosen, followed)
+        return self._kept(scores, candidates, is_one, centres.gather(1, parent), coarse, chosen, followed)
 
     def _kept(
         self,
         scores: Tensor,
-        norm: Tensor,
         candidates: Tensor,
         is_one: Tensor,
         centres: Tensor,
@@ -338,12 +306,7 @@ class ProjectionGallery:
         own = centres.gather(1, places)
         shifts = self._near_shifts_of(own, near)
         peak = scores.gather(1, places[:, :1, None].expand(-1, -1, scores.shape[2]))[:, 0].gather(1, near[:, :1])[:, 0]
-        power = norm.gather(1, places[:, :1])[:, 0]
-        if self.settings.score == "correlation":
-            standing = peak * (2 * len(self.band)) ** 0.5
-        else:  # of noise alone the score has mean -power and variance 2 power
-            standing = (peak + power) / (2 * power.clamp(min=_LEAST_POWER)).sqrt()
-        return [candidates.gather(1, places), values, shifts, peak, standing]
+        return [candidates.gather(1, places), values, shifts, peak]
 
     def _near_shifts_of(self, centres: Tensor, near: Tensor) -> Tensor:
         """Shifts `(..., 2)` float64 of coarse shifts and of those about them."""
@@ -367,8 +330,8 @@ class ProjectionGallery:
         mass = self._log_weight(coarse, self.coarse_band) + self._log_children
         return mass.gather(1, chosen).masked_fill(~followed, -torch.inf).logsumexp(1) - mass.logsumexp(1)
 
-    def _proposals(self, found: list[Tensor], of_noise: NoiseScores | None) -> Proposals:
-        positions, log_weights, moved, peak, standing = found
+    def _proposals(self, found: list[Tensor]) -> Proposals:
+        positions, log_weights, moved, peak = found
         order, settings = self.settings.grid_order, self.settings
         indices = self._fine.unit.points[positions.numpy()]
         distribution = SparseDistribution(order, True, indices, log_weights.numpy())
@@ -378,7 +341,6 @@ class ProjectionGallery:
         moves = moved.numpy()
         chosen = nearest_index(modes.reshape(-1, 3, 3), order).reshape(len(modes), -1)
         column = (indices[:, None] == chosen[:, :, None]).argmax(2)
-        height = standing.double().numpy()
         return Proposals(
             distribution=distribution,
             shifts_angstrom=moves.astype(np.float32),
@@ -386,8 +348,6 @@ class ProjectionGallery:
             mode_shifts_angstrom=np.take_along_axis(moves, column[:, :, None], 1),
             mode_weights=weights,
             log_likelihood=peak.double().numpy(),
-            standing=height,
-            above_noise=np.full(len(height), np.nan) if of_noise is None else (height - of_noise.mean) / of_noise.std,
         )
 
 
@@ -402,9 +362,7 @@ def _shift_grid(range_angstrom: float, step_angstrom: float) -> Float64:
 
 def _products(real: Tensor, imaginary: Tensor, images: Tensor) -> Tensor:
     """Real and imaginary parts of conj(S) times images `(t, 1 or f, m)`, side by side `(t, f, 2 m)`."""
-    return torch.cat(
-        [real * images.real + imaginary * images.imag, real * images.imag - imaginary * images.real], -1
-    )
+    return torch.cat([real * images.real + imaginary * images.imag, real * images.imag - imaginary * images.real], -1)
 
 
 def _waves(phases: Tensor) -> Tensor:

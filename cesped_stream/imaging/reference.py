@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidCheckpointError, PermanentError, UnreachableFileError
 from cesped_stream.imaging.maps import read_map, write_map
-from cesped_stream.imaging.noise_model import NoiseModel
+from cesped_stream.imaging.noise_model import NoiseModel, NoiseScores
 from cesped_stream.imaging.shift_prior import ShiftPrior
 from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name
 from cesped_stream.particles.table import ParticleTable
@@ -44,6 +44,8 @@ class Reference:
     """Noise of its optics groups, fitted at the poses that it is made of."""
     shift_prior: ShiftPrior | None = None
     """Where its particles stand in their images; None for a given map."""
+    of_noise: NoiseScores | None = None
+    """What noise reaches beside it; measured where it is published (`ReferenceMatcher.measure_noise`)."""
     num_left_out: int = 0
     """Members that are not in the map, since they agree with it no better than noise (`reconstruction.agreement`)."""
 
@@ -137,6 +139,7 @@ def load_reference(folder: Path, half_set: int) -> Reference:
             members,
             None if noise is None else NoiseModel.from_json(noise),
             None if shift_prior is None else ShiftPrior.from_json(shift_prior),
+            None if values.get("of_noise") is None else NoiseScores(**values["of_noise"]),
             int(values.get("num_left_out", 0)),
         )
     except (KeyError, TypeError) as error:
@@ -161,6 +164,8 @@ def _described(reference: Reference) -> dict[str, Any]:
     }
     if reference.shift_prior is not None:
         values["shift_prior"] = reference.shift_prior.to_json()
+    if reference.of_noise is not None:
+        values["of_noise"] = {"mean": reference.of_noise.mean, "std": reference.of_noise.std}
     if reference.num_left_out:
         values["num_left_out"] = reference.num_left_out
     values["id"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -33,6 +33,11 @@ class ShiftPrior:
         """The longest shift that is likely enough to be searched."""
         return float(self.radii_angstrom[-1])
 
+    @property
+    def even_log_density(self) -> float:
+        """Log density of a shift that is anywhere in range."""
+        return -float(np.log(np.pi * self.range_angstrom**2))
+
     def log_density_at(self, shifts_angstrom: ArrayLike) -> Float64:
         """Return the log density `(...)` of shifts `(..., 2)`, beyond the range that of its end."""
         length = np.linalg.norm(np.asarray(shifts_angstrom, np.float64), axis=-1)

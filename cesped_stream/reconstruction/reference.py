@@ -46,10 +46,10 @@ def reference_from_rows(
     The rows are split in two (every other one); the FSC of the two maps, corrected for the mask by random phases and
     carried over to all rows (2 F / (1 + F)), gives filter and resolution, so the other half-set is never looked at. The
     noise model is fitted to each part with the map of the other. Rows that the other part's map explains no better than
-    noise does (junk, wrong poses: `agreement`) are left out, and all is made again; they stay members. Images of other boxes or pixel sizes than the most
-    frequent are resampled to it. Memory: `ROWS_AT_ONCE` images, two padded maps and up to `settings.noise_rows`
-    images' coefficients. InvalidStarError for rows of two half-sets, or fewer than `LEAST_ROWS` with a pose and a
-    usable image; else what reading raises.
+    noise does (junk, wrong poses: `agreement`) are left out, and all is made again; they stay members. Images of other
+    boxes or pixel sizes than the most frequent are resampled to it. Memory: `ROWS_AT_ONCE` images, two padded maps and
+    up to `settings.noise_rows` images' coefficients. InvalidStarError for rows of two half-sets, or fewer than
+    `LEAST_ROWS` with a pose and a usable image; else what reading raises.
     """
     halves = np.unique(table.half_sets())
     if len(halves) > 1:
