@@ -90,6 +90,7 @@ _ROWS: tuple[tuple[str, tuple[str, ...], Callable[[Any], str]], ...] = (
     ("within 15°", (*_TOGETHER, "share_within_15_deg"), _percent),
     ("a guess's mean error", ("poses", "random_predictor_mean_deg"), _degrees),
     ("junk told from particles, AUC", ("confidence", "junk_auc"), "{:.2f}".format),
+    ("the same by what is above noise", ("confidence", "above_noise_junk_auc"), "{:.2f}".format),
     ("map against truth, PCC", (*_MAP, "pearson"), "{:.3f}".format),
     ("map against truth, FSC 0.5", (*_MAP, "resolution_05_angstrom"), "{:.1f} Å".format),
     ("latency, median", ("stream", "latency", "p50_seconds"), _seconds),
