@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.benchmark.compare import Counts
-from cesped_stream.benchmark.entries import STACK_LABEL
 from cesped_stream.benchmark.evaluation import evaluate_poses
 from cesped_stream.benchmark.evaluation_result import Evaluation
 from cesped_stream.benchmark.plan import ROLE_LABEL, BatchRole
@@ -26,7 +25,7 @@ from cesped_stream.benchmark.predictions import (
 from cesped_stream.benchmark.stream_curves import ErrorPoint, MapPoint, error_points, map_points, moments
 from cesped_stream.benchmark.stream_times import BatchLatency, Latency, StreamTimes, batch_latencies, latency_of
 from cesped_stream.conventions import SHIFT_LABELS
-from cesped_stream.particles.stacks import parse_image_name, read_header
+from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name, read_header
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import Engine
 from cesped_stream.so3.symmetry import group_rotations
