@@ -18,8 +18,8 @@ from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import BuiltinEngine
 
-from .replay_command import progress_bars
 from .stream_outcome import REPORT_NAME, StageBars, StreamStatement, write_outcome
+from .stream_progress import progress_bars
 
 
 def score(
