@@ -22,7 +22,7 @@ from cesped_stream.conventions import (
 )
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.imaging.junk import is_particle
-from cesped_stream.particles.own_columns import CONFIDENCE, GIVEN, PREDICTED, STATUS
+from cesped_stream.particles.own_columns import ABOVE_NOISE, CONFIDENCE, GIVEN, PREDICTED, STATUS
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.star import concatenated, read_star
 from cesped_stream.particles.table import ParticleTable
@@ -101,7 +101,11 @@ def read_predictions(stars: Sequence[Path]) -> ParticleTable:
         raise ValueError("no prediction stars; one or two are needed")
     _check_distinct(stars)
     tables = [read_star(star) for star in stars]
-    wanted = [label for label in (*ANGLE_LABELS, *SHIFT_LABELS, *CONFIDENCE_LABELS, STATUS) if _has(label, tables)]
+    wanted = [
+        label
+        for label in (*ANGLE_LABELS, *SHIFT_LABELS, *CONFIDENCE_LABELS, ABOVE_NOISE, STATUS)
+        if _has(label, tables)
+    ]
     wanted += [label for label in IDENTITY_LABELS if all(label in table for table in tables)]
     return concatenated(
         [_only(table, ("rlnImageName", *wanted), star) for table, star in zip(tables, stars, strict=True)]
