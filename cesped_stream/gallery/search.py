@@ -157,17 +157,6 @@ class ProjectionGallery:
             raise ValueError("no images; propose for at least one")
         return self._proposals([torch.cat(part).cpu() for part in zip(*parts, strict=True)], of_noise)
 
-    def flop_per_particle(self) -> tuple[float, float]:
-        """Return the floating-point operations of a particle's products: one likely shift followed, and all of them.
-
-        Two for each multiply and add. The children of the coarse views followed count as the average view's.
-        """
-        shifts, coarse, fine = len(self.coarse_shifts_angstrom), len(self.coarse_band), len(self.band)
-        followed = self._kept_views * len(self._fine) / len(self._coarse)
-        first = 2.0 * coarse * (2 * shifts + 1) * (len(self._coarse.real) + self._kept_views)
-        least, most = (2.0 * fine * (2 * n * len(self._near_shifts) + 1) * followed for n in (1, SHIFT_CENTRES))
-        return first + least, first + most
-
     def measure_noise(self, images: BandImages, noise: NoiseModel, rows: Int64, *, seed: int = 0) -> NoiseScores:
         """Return what noise reaches that has the model's spectrum and these images' CTFs; `seed` fixes the noise."""
         generator = torch.Generator().manual_seed(seed)
