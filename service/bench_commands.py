@@ -20,6 +20,7 @@ arithmetic allow. Particles are simulated from the embedded ribosome; no file is
   cesped-stream bench poses --device cuda --particles 8192         a GPU needs more of them for a steady figure
   cesped-stream bench poses --box-angstrom 192 --boxes 64          a small particle: finer steps, more work
 
+Rates are of wall time; the CPU time beside them counts all threads, and other programs change it little.
 read: stack to memory, with each image's digest. band transform: images to Fourier coefficients. gallery: against all
 views of the reference. refinement: its best ones to a rotation and a shift. all of these: from the disk to poses, as a
 worker with references does it. network: preset small with random weights (its poses are worthless, its rate is not).

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from cesped_stream.benchmark.bench_settings import PosesBench
 from cesped_stream.model.device import pick_device
@@ -32,6 +33,24 @@ def measured_limits(folder: Path, settings: PosesBench) -> Limits:
     """Measure the disk that `folder` is on and the device; ValueError where CUDA is asked for and there is none."""
     product = product_flop_per_second(pick_device(settings.device))
     return Limits(disk_bytes_per_second(folder, settings.disk_mib * 2**20), product)
+
+
+class Rate(BaseModel):
+    """How fast particles were worked on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    per_second: float
+    """Particles a second of wall time, what was queued on a GPU waited for."""
+    cpu_ms: float
+    """CPU time a particle of all of the process's threads: other programs change it little."""
+
+
+def rate_of(work: Callable[[], object], num_particles: int, device: torch.device) -> Rate:
+    """Do `work`, which is of `num_particles` altogether, and return its rate."""
+    cpu = time.process_time()
+    seconds = seconds_of(work, device)
+    return Rate(per_second=num_particles / seconds, cpu_ms=1e3 * (time.process_time() - cpu) / num_particles)
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

@@ -4,7 +4,6 @@ Simulated particles of the embedded ribosome, laid over its symmetry mates where
 its map, low-passed, with a noise model fitted to the particles: the checkpoint that a session makes of a given map.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, computed_field
 from torch.utils.flop_counter import FlopCounterMode
 
 from cesped_stream.benchmark.bench_infer import untrained_checkpoint
-from cesped_stream.benchmark.bench_limits import Limits, drop_from_page_cache, seconds_of
+from cesped_stream.benchmark.bench_limits import Limits, Rate, drop_from_page_cache, rate_of
 from cesped_stream.benchmark.bench_settings import PosesBench
 from cesped_stream.imaging.band_rows import images_in_bands, read_band_images, usable_images
 from cesped_stream.imaging.entry import write_entry
@@ -52,7 +51,7 @@ HALF: Literal[0] = 0
 
 
 class PoseFigures(BaseModel):
-    """What one box size and symmetry reached. Rates are particles a second, after a first call with a few rows."""
+    """What one box size and symmetry reached, after a first call with a few rows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,19 +71,17 @@ class PoseFigures(BaseModel):
     """Of a particle's products in the gallery, counted from the sizes of those that were done; padding included."""
     cached_share: float
     """Of the stack's pages that were in the page cache before it was read, 0 to 1."""
-    read_per_second: float
+    read: Rate
     """Images from the stack into memory, each with its digest."""
-    transform_per_second: float
+    transform: Rate
     """Raw images in memory to coefficients for gallery and refinement."""
-    gallery_per_second: float
-    refinement_per_second: float
-    poses_per_second: float
+    gallery: Rate
+    refinement: Rate
+    poses: Rate
     """All of it, from the stack on the disk to refined poses, as a worker with references does."""
-    poses_cpu_ms: float
-    """CPU time that a particle takes of that, all threads together: other load does not change it much."""
-    network_per_second: float
+    network: Rate
     """Raw images in memory to poses by the network `small`: its preprocessing and both of its parts."""
-    network_poses_per_second: float
+    network_poses: Rate
     """From the stack on the disk, as a worker with networks does."""
     disk_bytes_per_second: float
     """The disk's own, sequential, from a file that was not in the page cache."""
@@ -95,7 +92,7 @@ class PoseFigures(BaseModel):
     @property
     def bytes_per_second(self) -> float:
         """Bytes of images that become refined poses in a second."""
-        return self.poses_per_second * self.box_pixels**2 * np.dtype(np.float32).itemsize
+        return self.poses.per_second * self.box_pixels**2 * np.dtype(np.float32).itemsize
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -107,7 +104,7 @@ class PoseFigures(BaseModel):
     @property
     def product_share(self) -> float:
         """The gallery's operations in a second over those of a large product."""
-        return self.gallery_per_second * self.gallery_mflop * 1e6 / self.product_flop_per_second
+        return self.gallery.per_second * self.gallery_mflop * 1e6 / self.product_flop_per_second
 
 
 @dataclass(frozen=True)
@@ -145,14 +142,13 @@ def poses_table(figures: Sequence[PoseFigures]) -> str:
         ("acquired box, pixels", lambda f: str(f.box_pixels)),
         ("pixel, A; reference to, A", lambda f: f"{f.pixel_size_angstrom:.3g}; {f.resolution_angstrom:.3g}"),
         ("views; coefficients", lambda f: f"{f.num_views}; {f.num_coefficients}"),
-        ("read, particles/s", lambda f: f"{f.read_per_second:.0f}"),
-        ("band transform, particles/s", lambda f: f"{f.transform_per_second:.0f}"),
-        ("gallery, particles/s", lambda f: f"{f.gallery_per_second:.0f}"),
-        ("refinement, particles/s", lambda f: f"{f.refinement_per_second:.0f}"),
-        ("all of these, particles/s", lambda f: f"{f.poses_per_second:.0f}"),
-        ("  CPU time a particle, ms", lambda f: f"{f.poses_cpu_ms:.2f}"),
-        ("network, particles/s", lambda f: f"{f.network_per_second:.0f}"),
-        ("  and reading, particles/s", lambda f: f"{f.network_poses_per_second:.0f}"),
+        ("read", lambda f: _cell(f.read)),
+        ("band transform", lambda f: _cell(f.transform)),
+        ("gallery", lambda f: _cell(f.gallery)),
+        ("refinement", lambda f: _cell(f.refinement)),
+        ("all of these", lambda f: _cell(f.poses)),
+        ("network, in memory", lambda f: _cell(f.network)),
+        ("network, from the disk", lambda f: _cell(f.network_poses)),
         ("gallery, MFLOP a particle", lambda f: f"{f.gallery_mflop:.0f}"),
         ("  of a large product's rate", lambda f: f"{f.product_share:.0%}"),
         ("read into poses, MB/s", lambda f: f"{f.bytes_per_second / 1e6:.1f}"),
@@ -167,8 +163,13 @@ def poses_table(figures: Sequence[PoseFigures]) -> str:
         "stacks were dropped from the page cache before they were read"
         if cached == 0
         else f"up to {cached:.0%} of a stack stayed in the page cache: reading is not the disk's",
+        "particles/s of wall time; CPU ms a particle of all threads",
     ]
-    return "\n".join(head + [f"{name:<28}" + "".join(f"{cell(f):>12}" for f in figures) for name, cell in rows])
+    return "\n".join(head + [f"{name:<28}" + "".join(f"{cell(f):>16}" for f in figures) for name, cell in rows])
+
+
+def _cell(rate: Rate) -> str:
+    return f"{rate.per_second:.0f}; {rate.cpu_ms:.2f}"
 
 
 def _prepared(folder: Path, box: int, symmetry: str, settings: PosesBench) -> _Case:
@@ -241,7 +242,8 @@ def _measured(case: _Case, box: int, symmetry: str, settings: PosesBench, limits
             lambda rows: infer_table(predictor, rows, StackReader()),
         )
     ]
-    read, poses, network_poses = cold
+    (read, cached), (poses, _), (network_poses, _) = cold
+    mflop, stages = _of_stages(case, matcher, device)
     return PoseFigures(
         box_pixels=box,
         pixel_size_angstrom=case.pixel_size_angstrom,
@@ -252,15 +254,15 @@ def _measured(case: _Case, box: int, symmetry: str, settings: PosesBench, limits
         resolution_angstrom=matcher.reference.resolution_angstrom,
         num_views=len(matcher.gallery),
         num_coefficients=len(matcher.gallery.band),
-        cached_share=read.cached_share,
-        read_per_second=read.per_second,
-        poses_per_second=poses.per_second,
-        poses_cpu_ms=poses.cpu_ms,
-        network_per_second=_of_network(case, predictor),
-        network_poses_per_second=network_poses.per_second,
+        cached_share=cached,
+        read=read,
+        poses=poses,
+        network=_of_network(case, predictor),
+        network_poses=network_poses,
         disk_bytes_per_second=limits.disk_bytes_per_second,
         product_flop_per_second=limits.product_flop_per_second,
-        **_of_stages(case, matcher, device),
+        gallery_mflop=mflop,
+        **stages,
     )
 
 
@@ -275,29 +277,18 @@ def _read(rows: ParticleTable) -> None:
         pass
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """One pass over all rows, from the disk."""
-
-    per_second: float
-    cpu_ms: float
-    cached_share: float
-
-
-def _from_disk(case: _Case, work: Callable[[ParticleTable], object], device: torch.device) -> _Pass:
-    """Do `work` on all rows, as many at a time as a worker gives, after a few of them and with a cold page cache."""
+def _from_disk(case: _Case, work: Callable[[ParticleTable], object], device: torch.device) -> tuple[Rate, float]:
+    """Rate of `work` on all rows, as many at a time as a worker gives, after a few; and what the page cache held."""
     count = len(case.table)
     work(case.table.select(np.arange(min(NOISE_ROWS, count))))
     cached = drop_from_page_cache(case.stack)
     starts = range(0, count, ROWS_AT_ONCE)
     parts = [case.table.select(np.arange(start, min(start + ROWS_AT_ONCE, count))) for start in starts]
-    cpu = time.process_time()
-    seconds = seconds_of(lambda: [work(part) for part in parts], device)
-    return _Pass(count / seconds, 1e3 * (time.process_time() - cpu) / count, cached)
+    return rate_of(lambda: [work(part) for part in parts], count, device), cached
 
 
-def _of_stages(case: _Case, matcher: ReferenceMatcher, device: torch.device) -> dict[str, float]:
-    """Rates and operations of the stages on data in memory; `_from_disk` has run each of them before."""
+def _of_stages(case: _Case, matcher: ReferenceMatcher, device: torch.device) -> tuple[float, dict[str, Rate]]:
+    """MFLOP a particle of the gallery; rates of the stages on data in memory. `_from_disk` has run each before."""
     rows = case.table.select(np.arange(min(ROWS_AT_ONCE, len(case.table))))
     bands = [matcher.gallery.band, matcher.refiner.band]
     raw = torch.from_numpy(read_images(rows, StackReader())[0].images)
@@ -308,15 +299,14 @@ def _of_stages(case: _Case, matcher: ReferenceMatcher, device: torch.device) -> 
     with FlopCounterMode(display=False) as counter:
         proposals = matcher.gallery.propose(found.images[0], noise, groups)
 
-    def rate(work: Callable[[], object]) -> float:
+    def rate(work: Callable[[], object]) -> Rate:
         repeats = -(-len(case.table) // len(rows))
-        return repeats * len(rows) / seconds_of(lambda: [work() for _ in range(repeats)], device)
+        return rate_of(lambda: [work() for _ in range(repeats)], repeats * len(rows), device)
 
-    return {
-        "gallery_mflop": counter.get_total_flops() / len(rows) / 1e6,
-        "transform_per_second": rate(lambda: images_in_bands(raw.to(device), ctf, bands)),
-        "gallery_per_second": rate(lambda: matcher.gallery.propose(found.images[0], noise, groups)),
-        "refinement_per_second": rate(
+    return counter.get_total_flops() / len(rows) / 1e6, {
+        "transform": rate(lambda: images_in_bands(raw.to(device), ctf, bands)),
+        "gallery": rate(lambda: matcher.gallery.propose(found.images[0], noise, groups)),
+        "refinement": rate(
             lambda: matcher.refiner.refine(
                 found.images[1],
                 noise,
@@ -329,7 +319,7 @@ def _of_stages(case: _Case, matcher: ReferenceMatcher, device: torch.device) -> 
     }
 
 
-def _of_network(case: _Case, predictor: Predictor) -> float:
+def _of_network(case: _Case, predictor: Predictor) -> Rate:
     rows = case.table.select(np.arange(min(ROWS_AT_ONCE, len(case.table))))
     raw, ctf = torch.from_numpy(read_images(rows, StackReader())[0].images), rows.ctf_parameters()
     preprocessor = Preprocessor(predictor.manifest.preprocess, predictor.manifest.network_pixel_size_angstrom)
@@ -338,4 +328,4 @@ def _of_network(case: _Case, predictor: Predictor) -> float:
         return predictor.predict(preprocessor(raw.to(predictor.device), ctf), np.full(len(rows), HALF))
 
     repeats = -(-len(case.table) // len(rows))
-    return repeats * len(rows) / seconds_of(lambda: [work() for _ in range(repeats)], predictor.device)
+    return rate_of(lambda: [work() for _ in range(repeats)], repeats * len(rows), predictor.device)

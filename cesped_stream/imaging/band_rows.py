@@ -53,7 +53,8 @@ def usable_images(table: ParticleTable, reader: StackReader, flag: UInt8, digest
             flag[index], digest[index] = image_flags(images), group.digests
             good = np.flatnonzero(flag[index] == ImageFlag.OK)
             if len(good):
-                yield UsableImages(index[good], images[torch.from_numpy(good)])
+                kept = images if len(good) == len(images) else images[torch.from_numpy(good)]
+                yield UsableImages(index[good], kept)
 
 
 def images_in_bands(
