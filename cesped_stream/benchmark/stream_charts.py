@@ -8,10 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from cesped_stream.benchmark.figure import BLUE, GREEN, GREY, INK, ORANGE, Timeline
 from cesped_stream.benchmark.stream_curves import ErrorPoint, MapPoint
 from cesped_stream.benchmark.stream_times import BatchLatency
+from cesped_stream.calibration.metrics import ReliabilityCurve
+
+Float64 = NDArray[np.float64]
 
 _SIZE = (6.4, 3.9)
 
@@ -103,6 +107,39 @@ def timeline_chart(timeline: Timeline) -> bytes:
         axes.set_ylim(0, None)
 
     return _chart(draw, "seconds since the first file")
+
+
+def reliability_chart(curves: Sequence[tuple[str, ReliabilityCurve]], within_deg: float) -> bytes:
+    """Return the share of right poses against confidence, a line for each named curve."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="as sure as right")
+        for (name, curve), color in zip(curves, (BLUE, ORANGE), strict=False):
+            bars = np.abs(np.stack([curve.observed_share - curve.low, curve.high - curve.observed_share]))
+            axes.errorbar(
+                curve.mean_probability, curve.observed_share, yerr=bars, color=color, marker="o", markersize=4,
+                linewidth=1.4, capsize=2, label=name,
+            )  # fmt: skip
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel=f"share within {within_deg:g}° of the truth")
+
+    return _chart(draw, "confidence")
+
+
+def above_noise_chart(particles: Float64, junk: Float64, likely_junk_below: float) -> bytes:
+    """Return the distributions of how far images fit above noise: of particles `(n,)` and of junk `(m,)`."""
+
+    def draw(axes: Axes) -> None:
+        both = np.concatenate([particles, junk])
+        # A few images that fit far better than the rest are drawn at the end.
+        low, high = float(both.min()), max(float(np.quantile(both, 0.99)), likely_junk_below + 1)
+        edges = np.linspace(min(low, likely_junk_below - 1), high, 41).tolist()
+        for values, color, name in ((particles, BLUE, "particles"), (junk, ORANGE, "junk")):
+            if len(values):
+                axes.hist(np.minimum(values, high), bins=edges, color=color, alpha=0.65, label=name)
+        axes.axvline(likely_junk_below, color=INK, linewidth=1, linestyle=":")
+        axes.set_ylabel("rows")
+
+    return _chart(draw, "standard deviations above what noise gets")
 
 
 def _x(points: Sequence[ErrorPoint] | Sequence[MapPoint], by_seconds: bool) -> list[float]:
