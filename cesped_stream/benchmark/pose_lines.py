@@ -10,7 +10,7 @@ _SHOWN: Final = (
     ("network", "network alone"),
     ("gallery", "gallery alone"),
     ("refined", "refined"),
-    ("limit", "refined from the true poses"),
+    ("limit", "from the true poses"),
 )
 
 
@@ -18,7 +18,7 @@ def way_lines(summary: Mapping[str, Any]) -> list[Line]:
     """Return a line for each way that made poses in this run, and when the first pose was there."""
     lines = []
     if summary.get("first_pose_seconds") is not None:
-        lines.append(("first pose, once the aligned rows had landed", f"{summary['first_pose_seconds']:,.1f} s"))
+        lines.append(("first pose after the last aligned row", f"{summary['first_pose_seconds']:,.1f} s"))
     measured = sum(half["num_particles"] for half in summary.get("per_half", ()))
     for way, words in _SHOWN:
         median = summary.get(f"{way}_median_angular_error_deg")

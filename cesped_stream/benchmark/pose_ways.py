@@ -88,7 +88,7 @@ def limit_of_noise(
     `landed` are the comparison's truth rows with their stacks resolved; `refined` makes poses of the rows' own, None:
     there is no reference.
     """
-    nothing: dict[str, float | None] = {f"limit_{figure}": None for figure in _FIGURES}
+    nothing: dict[str, float | None] = {f"limit_{figure}": None for figure in _FIGURES} | {"limit_num_particles": 0}
     rows = np.arange(0, len(landed), -(-len(landed) // LIMIT_ROWS) or 1)
     if refined is None or not len(rows):
         return nothing
@@ -96,7 +96,7 @@ def limit_of_noise(
     posed = poses.flag == ImageFlag.OK
     true = comparison.true_rotations[rows[posed]]
     errors = angular_error_deg(true, poses.rotation[posed], group_rotations(comparison.symmetry))
-    return nothing | figures_of("limit_", errors)
+    return nothing | {"limit_num_particles": len(errors)} | figures_of("limit_", errors)
 
 
 def references_of(checkpoint: Path) -> Path | None:

@@ -1,6 +1,6 @@
 """Parts of a stream's page: each way of making poses, how sure the rows are, and what clipped."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cesped_stream.benchmark import html
@@ -10,10 +10,8 @@ from cesped_stream.benchmark.sureness import ConfidenceFigures, Sureness, kind_w
 from cesped_stream.calibration.metrics import ADVISED_PARTICLES, ProbabilityFigures
 from cesped_stream.particles.flags import Clipped
 from cesped_stream.particles.own_columns import CALIBRATED
-from cesped_stream.particles.pose_tally import LIKELY_JUNK_BELOW
+from cesped_stream.particles.pose_tally import LIKELY_JUNK_BELOW, MANY_AT_EDGE
 
-MANY_AT_EDGE: Final = 0.05
-"""Share of refined poses that end at the edge of the shift search from which it is said what to do."""
 _SVG = "image/svg+xml"
 _WAYS = (
     ("network", "the network's own best pose"),
@@ -44,7 +42,7 @@ def sureness_section(sureness: Sureness | None) -> list[str]:
     pictures = []
     if told:
         curves = [(kind_words(figures.kind), figures.curve) for figures, _ in told if figures.curve is not None]
-        caption = "Share of right poses against confidence; bins of equal number, bars: 95 % of chance."
+        caption = "Share of right poses against confidence; bins of equal number, bars: 95 % intervals."
         pictures.append(html.picture(reliability_chart(curves, sureness.within_deg), _SVG, caption))
     if len(sureness.above_noise[0]) + len(sureness.above_noise[1]):
         caption = f"How far images fit the reference better than noise does; below {LIKELY_JUNK_BELOW:g}: likely junk."
@@ -81,7 +79,8 @@ def _junk_words(sureness: Sureness) -> list[str]:
             f"{LIKELY_JUNK_BELOW:g} standard deviations better than noise: likely junk."
         )
     if sureness.num_junk:
-        aucs = [f"{decimals(sureness.above_noise_auc)} by how far the image fits above noise"]
+        told = sureness.above_noise_auc
+        aucs = [] if told is None else [f"{decimals(told)} by how far the image fits above noise"]
         aucs += [f"{decimals(one.junk_auc)} by confidence ({kind_words(one.kind)})" for one in sureness.confidence]
         said.append(f"{sureness.num_junk:,} rows are junk. Told from particles, AUC: {', '.join(aucs)}.")
     return said
@@ -127,14 +126,14 @@ def _figures(figures: ProbabilityFigures) -> list[str]:
     ]
 
 
-_WAY_COLUMNS: Final = (
-    ("num_particles", "{:,}"),
-    ("median_angular_error_deg", "{:.1f}°"),
-    ("mean_angular_error_deg", "{:.1f}°"),
-    ("fraction_within_5_deg", "{:.1%}"),
-    ("shift_error_angstrom", "{:.1f} Å"),
+_WAY_COLUMNS: Final[tuple[tuple[str, Callable[[Any], str]], ...]] = (
+    ("num_particles", "{:,}".format),
+    ("median_angular_error_deg", "{:.1f}°".format),
+    ("mean_angular_error_deg", "{:.1f}°".format),
+    ("fraction_within_5_deg", percent),
+    ("shift_error_angstrom", "{:.1f} Å".format),
 )
 
 
-def _cell(value: float | None, show: str) -> str:
-    return "–" if value is None else show.format(value)
+def _cell(value: float | None, show: Callable[[Any], str]) -> str:
+    return "–" if value is None else show(value)

@@ -1,7 +1,7 @@
 """Counts of what predicted rows say of themselves: how sure, made by what, at an edge, like noise. They add up."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,6 +21,8 @@ from cesped_stream.particles.table import ParticleTable
 
 LIKELY_JUNK_BELOW: Final = 3.0
 """Standard deviations by which an image must fit a reference better than noise does, not to be called likely junk."""
+MANY_AT_EDGE: Final = 0.05
+"""Share of refined poses at the edge of the shift search above which it is said what to do."""
 CONFIDENCE_BINS: Final = 100
 _MADE_BY, _REFINED, _MEASURED, _LIKE_NOISE = "made by", "refined", "against noise", "like noise"
 
@@ -53,8 +55,13 @@ class PoseTally:
                 found[_LIKE_NOISE] += float(above) < LIKELY_JUNK_BELOW
         return cls(dict(+found))
 
-    def __add__(self, other: "PoseTally") -> "PoseTally":
-        return PoseTally(dict(Counter(self.counts) + Counter(other.counts)))
+    @classmethod
+    def together(cls, parts: Iterable["PoseTally"]) -> "PoseTally":
+        """Return the tally of all the parts' rows."""
+        found: Counter[str] = Counter()
+        for part in parts:
+            found.update(part.counts)
+        return cls(dict(found))
 
     @property
     def by_proposer(self) -> dict[str, int]:

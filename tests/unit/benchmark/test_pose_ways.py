@@ -146,6 +146,8 @@ def test_the_limit_starts_from_the_true_poses(truth: ParticleTable) -> None:
     np.testing.assert_allclose(seen[0].rotations(), comparison.true_rotations, atol=1e-6)
     assert figures["limit_median_angular_error_deg"] == pytest.approx(1.0, abs=1e-4)
     assert figures["limit_fraction_within_5_deg"] == 1.0
+    assert figures["limit_num_particles"] == STREAMED - 1
+    assert limit_of_noise(comparison, None, comparison.truth)["limit_median_angular_error_deg"] is None
 
 
 def test_references_are_found_where_a_checkpoint_is_one_or_holds_one(tmp_path: Path) -> None:

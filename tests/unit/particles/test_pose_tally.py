@@ -56,7 +56,7 @@ def test_the_median_is_that_of_the_rows_to_half_a_bin() -> None:
 @pytest.mark.parametrize("cut", range(len(ROWS) + 1))
 def test_the_tallies_of_two_parts_are_that_of_the_whole_and_survive_json(cut: int) -> None:
     parts = [PoseTally(json.loads(json.dumps(PoseTally.of(table(r)).counts))) for r in (ROWS[:cut], ROWS[cut:])]
-    assert parts[0] + parts[1] == PoseTally.of(table(ROWS))
+    assert PoseTally.together(parts) == PoseTally.of(table(ROWS))
 
 
 def test_rows_without_the_columns_are_not_counted() -> None:
