@@ -125,21 +125,25 @@ def reliability_chart(curves: Sequence[tuple[str, ReliabilityCurve]], within_deg
     return _chart(draw, "confidence")
 
 
-def above_noise_chart(particles: Float64, junk: Float64, likely_junk_below: float) -> bytes:
-    """Return the distributions of how far images fit above noise: of particles `(n,)` and of junk `(m,)`."""
+def distribution_chart(groups: Sequence[tuple[str, Float64]], x_label: str, threshold: float | None = None) -> bytes:
+    """Return histograms of up to three named groups of values `(n,)`, at least one value in all, over one another.
+
+    Values above the 99 % quantile are drawn at the end; `threshold` is marked.
+    """
 
     def draw(axes: Axes) -> None:
-        both = np.concatenate([particles, junk])
-        # A few images that fit far better than the rest are drawn at the end.
-        low, high = float(both.min()), max(float(np.quantile(both, 0.99)), likely_junk_below + 1)
-        edges = np.linspace(min(low, likely_junk_below - 1), high, 41).tolist()
-        for values, color, name in ((particles, BLUE, "particles"), (junk, ORANGE, "junk")):
+        whole = np.concatenate([values for _, values in groups])
+        marks = [] if threshold is None else [threshold]
+        low, high = min([float(whole.min()), *marks]), max([float(np.quantile(whole, 0.99)), *marks])
+        edges = np.linspace(low, high if high > low else low + 1, 41).tolist()
+        for (name, values), color in zip(groups, (BLUE, ORANGE, GREY), strict=False):
             if len(values):
-                axes.hist(np.minimum(values, high), bins=edges, color=color, alpha=0.65, label=name)
-        axes.axvline(likely_junk_below, color=INK, linewidth=1, linestyle=":")
+                axes.hist(np.minimum(values, edges[-1]), bins=edges, color=color, alpha=0.6, label=name)
+        for mark in marks:
+            axes.axvline(mark, color=INK, linewidth=1, linestyle=":")
         axes.set_ylabel("rows")
 
-    return _chart(draw, "standard deviations above what noise gets")
+    return _chart(draw, x_label)
 
 
 def _x(points: Sequence[ErrorPoint] | Sequence[MapPoint], by_seconds: bool) -> list[float]:

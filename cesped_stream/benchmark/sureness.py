@@ -56,6 +56,8 @@ class ConfidenceFigures:
     """Of particles."""
     junk_auc: float | None
     """Chance that a particle has a higher confidence than junk; None without both."""
+    values: tuple[Float64, Float64, Float64] = field(repr=False)
+    """Confidences of right poses `(r,)`, of wrong ones `(w,)` and of junk `(m,)`; wrong where nothing is known."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON can hold them."""
@@ -177,15 +179,17 @@ def _confidence(
     of_kind = of_kind & (confidence >= 0) & (confidence <= 1)
     values, real = confidence[of_kind], particle[of_kind]
     junk_auc = area_under_curve(values, real)
+    outcome = np.zeros(len(values), np.bool_) if right is None else right[of_kind] & real
+    groups = (values[outcome], values[real & ~outcome], values[~real])
     if right is None or not real.any():
-        return ConfidenceFigures(kind, None, None, None, junk_auc)
-    outcome = right[of_kind] & real
+        return ConfidenceFigures(kind, None, None, None, junk_auc, groups)
     return ConfidenceFigures(
         kind,
         probability_figures(values[real], outcome[real]),
         None if real.all() else probability_figures(values, outcome),
         reliability_curve(values[real], outcome[real]),
         junk_auc,
+        groups,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from cesped_stream.benchmark import html
 from cesped_stream.benchmark.pose_lines import decimals, percent
-from cesped_stream.benchmark.stream_charts import above_noise_chart, reliability_chart
+from cesped_stream.benchmark.stream_charts import distribution_chart, reliability_chart
 from cesped_stream.benchmark.sureness import ConfidenceFigures, Sureness, kind_words
 from cesped_stream.calibration.metrics import ADVISED_PARTICLES, ProbabilityFigures
 from cesped_stream.particles.flags import Clipped
@@ -39,20 +39,30 @@ def sureness_section(sureness: Sureness | None) -> list[str]:
     if sureness is None:
         return []
     told = [(figures, figures.particles) for figures in sureness.confidence if figures.particles is not None]
-    pictures = []
-    if told:
-        curves = [(kind_words(figures.kind), figures.curve) for figures, _ in told if figures.curve is not None]
-        caption = "Share of right poses against confidence; bins of equal number, bars: 95 % intervals."
-        pictures.append(html.picture(reliability_chart(curves, sureness.within_deg), _SVG, caption))
-    if len(sureness.above_noise[0]) + len(sureness.above_noise[1]):
-        caption = f"How far images fit the reference better than noise does; below {LIKELY_JUNK_BELOW:g}: likely junk."
-        pictures.append(html.picture(above_noise_chart(*sureness.above_noise, LIKELY_JUNK_BELOW), _SVG, caption))
     return [
         html.heading("How sure, and what clipped"),
         html.bullets([*_confidence_words(sureness), *_junk_words(sureness), *_edge_words(sureness)]),
         _table(told),
-        html.charts(pictures),
+        html.charts(_pictures(sureness)),
     ]
+
+
+def _pictures(sureness: Sureness) -> list[str]:
+    pictures = []
+    curves = [(kind_words(found.kind), found.curve) for found in sureness.confidence if found.curve is not None]
+    if curves:
+        caption = "Share of right poses against confidence; bins of equal number, bars: 95 % intervals."
+        pictures.append(html.picture(reliability_chart(curves, sureness.within_deg), _SVG, caption))
+        first = sureness.confidence[0]
+        groups = list(zip(("right", "wrong", "junk"), first.values, strict=True))
+        caption = f"Confidence ({kind_words(first.kind)}) of right and of wrong poses, and of junk where it is stated."
+        pictures.append(html.picture(distribution_chart(groups, "confidence"), _SVG, caption))
+    if any(map(len, sureness.above_noise)):
+        groups = list(zip(("particles", "junk"), sureness.above_noise, strict=True))
+        caption = f"How far images fit the reference better than noise does; below {LIKELY_JUNK_BELOW:g}: likely junk."
+        chart = distribution_chart(groups, "standard deviations above what noise gets", LIKELY_JUNK_BELOW)
+        pictures.append(html.picture(chart, _SVG, caption))
+    return pictures
 
 
 def _confidence_words(sureness: Sureness) -> list[str]:

@@ -5,7 +5,7 @@ import pytest
 from support.sure_rows import NUMBER, SureRows
 
 from cesped_stream.benchmark.pose_lines import sureness_lines, way_lines
-from cesped_stream.benchmark.stream_charts import above_noise_chart, reliability_chart
+from cesped_stream.benchmark.stream_charts import distribution_chart, reliability_chart
 from cesped_stream.benchmark.sureness import how_sure
 from cesped_stream.benchmark.sureness_page import sureness_section, ways_section
 
@@ -56,7 +56,7 @@ def test_nothing_is_told_of_rows_that_say_nothing() -> None:
 
 def test_the_page_shows_reliability_noise_and_what_to_do_about_edges() -> None:
     text = "".join(sureness_section(SureRows().measured()))
-    assert text.count("<img") == 2
+    assert text.count("<img") == 3
     assert "chance that a pose lies within 5°" in text
     assert "gallery.shift_range_angstrom" in text
     assert "junk too, as wrong" in text
@@ -83,4 +83,6 @@ def test_equal_data_give_equal_charts() -> None:
     assert curve is not None
     first, second = (reliability_chart([("calibrated", curve)], 5.0) for _ in range(2))
     assert first == second and first.startswith(b"<?xml")
-    assert above_noise_chart(np.zeros(0), np.array([1.0]), 3.0).startswith(b"<?xml")
+    groups = [("particles", np.zeros(0)), ("junk", np.array([1.0]))]
+    assert distribution_chart(groups, "x", 3.0) == distribution_chart(groups, "x", 3.0)
+    assert distribution_chart(groups, "x").startswith(b"<?xml")

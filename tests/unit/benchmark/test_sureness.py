@@ -18,6 +18,9 @@ def test_a_calibrated_confidence_has_the_figures_of_its_particles() -> None:
     assert figures.particles is not None and figures.with_junk is not None and figures.curve is not None
     assert figures.particles.expected_calibration_error < 3 * figures.particles.expected_noise
     assert figures.curve.count.sum() == own.sum()
+    assert [len(values) for values in figures.values] == [
+        answers.right.sum(), (own & ~answers.right).sum(), answers.junk.sum()
+    ]  # fmt: skip
     assert figures.with_junk.num_particles == NUMBER
     assert figures.with_junk.expected_calibration_error > 0.02, "junk is wrong, whatever its confidence"
 
