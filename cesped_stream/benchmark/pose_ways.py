@@ -14,13 +14,13 @@ from cesped_stream.benchmark.compare import Comparison
 from cesped_stream.benchmark.metrics import shift_rmse_angstrom
 from cesped_stream.conventions import SHIFT_LABELS, euler_deg_to_rotation
 from cesped_stream.inference import PoseBatch
-from cesped_stream.model.checkpoint import MANIFEST_NAME
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.own_columns import GALLERY_POSE, NETWORK_POSE, PROPOSER, is_refined, poses_of
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import NETWORK_PROPOSER
-from cesped_stream.reference_pair import checkpoint_kind
+from cesped_stream.published import MANIFEST_NAME, read_listing
+from cesped_stream.reference_pair import ReferenceManifest
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
 
@@ -102,12 +102,12 @@ def limit_of_noise(
 def references_of(checkpoint: Path) -> Path | None:
     """Return the checkpoint of references that a checkpoint is or holds, None where it has none.
 
-    UnreachableFileError, InvalidCheckpointError as `checkpoint_kind`.
+    UnreachableFileError, InvalidCheckpointError as `read_listing`.
     """
     inside = checkpoint / REFERENCES_FOLDER
     if (inside / MANIFEST_NAME).is_file():
         return inside
-    return checkpoint if checkpoint_kind(checkpoint) == "reference" else None
+    return checkpoint if read_listing(checkpoint).kind == ReferenceManifest.manifest_kind else None
 
 
 def figures_of(prefix: str, errors_deg: Float64) -> dict[str, float | None]:

@@ -1,5 +1,6 @@
 """Each way of making poses has its own figures, and none that another way made."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -151,9 +152,11 @@ def test_the_limit_starts_from_the_true_poses(truth: ParticleTable) -> None:
 
 
 def test_references_are_found_where_a_checkpoint_is_one_or_holds_one(tmp_path: Path) -> None:
-    for folder, kind in (("refs", "reference"), ("net", "network"), ("both/references", "reference")):
+    kinds = {"refs": "reference", "net": "network", "both": "fused", "both/references": "reference"}
+    for folder, kind in kinds.items():
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "manifest.json").write_text(f'{{"kind": "{kind}"}}')
+        listing = {"kind": kind, "checkpoint_id": "x", "halves": {"0": {}, "1": {}}}
+        (tmp_path / folder / "manifest.json").write_text(json.dumps(listing))
     assert references_of(tmp_path / "refs") == tmp_path / "refs"
     assert references_of(tmp_path / "net") is None
     assert references_of(tmp_path / "both") == tmp_path / "both" / "references"
