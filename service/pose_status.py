@@ -4,7 +4,7 @@ from typing import Final
 
 from cesped_stream.particles.flags import Clipped
 from cesped_stream.particles.own_columns import CALIBRATED, MASS
-from cesped_stream.particles.pose_tally import LIKELY_JUNK_BELOW, MANY_AT_EDGE, PoseTally
+from cesped_stream.particles.pose_tally import MANY_AT_EDGE, NOISE_REACHES, PoseTally
 from cesped_stream.settings import GallerySettings
 
 from .status import ConfidenceStatus, PosesStatus
@@ -53,7 +53,7 @@ def pose_words(poses: PosesStatus) -> dict[str, str]:
     if poses.num_against_noise:
         words["like noise"] = (
             f"{_part(poses.num_like_noise, poses.num_against_noise)} of {poses.num_against_noise:,} fit less than "
-            f"{LIKELY_JUNK_BELOW:g} standard deviations above noise: likely junk"
+            f"{NOISE_REACHES:g} standard deviations above noise: junk, or too little signal"
         )
     return words
 

@@ -84,7 +84,8 @@ class PosesStatus(_Part):
     """Refined rows whose search of angles, of shifts, ended at its edge; a row may be in both."""
     num_against_noise: int
     num_like_noise: int
-    """Rows that tell how far their image fits above noise, and those of them that hardly do: likely junk."""
+    """Rows that tell how far their image fits above noise, and those of them that noise may equal: junk, or
+    too little signal."""
 
 
 class TrainingStatus(_Part):

@@ -10,7 +10,7 @@ from cesped_stream.benchmark.sureness import ConfidenceFigures, Sureness, kind_w
 from cesped_stream.calibration.metrics import ADVISED_PARTICLES, ProbabilityFigures
 from cesped_stream.particles.flags import Clipped
 from cesped_stream.particles.own_columns import CALIBRATED
-from cesped_stream.particles.pose_tally import LIKELY_JUNK_BELOW, MANY_AT_EDGE
+from cesped_stream.particles.pose_tally import MANY_AT_EDGE, NOISE_REACHES
 
 _SVG = "image/svg+xml"
 _WAYS = (
@@ -59,8 +59,8 @@ def _pictures(sureness: Sureness) -> list[str]:
         pictures.append(html.picture(distribution_chart(groups, "confidence"), _SVG, caption))
     if any(map(len, sureness.above_noise)):
         groups = list(zip(("particles", "junk"), sureness.above_noise, strict=True))
-        caption = f"How far images fit the reference better than noise does; below {LIKELY_JUNK_BELOW:g}: likely junk."
-        chart = distribution_chart(groups, "standard deviations above what noise gets", LIKELY_JUNK_BELOW)
+        caption = f"How far images fit the reference better than noise does; {NOISE_REACHES:g}, noise itself may reach."
+        chart = distribution_chart(groups, "standard deviations above what noise gets", NOISE_REACHES)
         pictures.append(html.picture(chart, _SVG, caption))
     return pictures
 
@@ -86,7 +86,7 @@ def _junk_words(sureness: Sureness) -> list[str]:
         share = percent(tally.num_like_noise / tally.num_against_noise)
         said.append(
             f"{tally.num_like_noise:,} of {tally.num_against_noise:,} rows ({share}) fit less than "
-            f"{LIKELY_JUNK_BELOW:g} standard deviations better than noise: likely junk."
+            f"{NOISE_REACHES:g} standard deviations better than noise, as noise itself may: junk, or too little signal."
         )
     if sureness.num_junk:
         told = sureness.above_noise_auc

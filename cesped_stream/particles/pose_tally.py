@@ -19,8 +19,8 @@ from cesped_stream.particles.own_columns import (
 )
 from cesped_stream.particles.table import ParticleTable
 
-LIKELY_JUNK_BELOW: Final = 3.0
-"""Standard deviations by which an image must fit a reference better than noise does, not to be called likely junk."""
+NOISE_REACHES: Final = 3.0
+"""Standard deviations above its mean that noise itself may reach (0.1 %): below, the fit tells no row from noise."""
 MANY_AT_EDGE: Final = 0.05
 """Share of refined poses at the edge of the shift search above which it is said what to do."""
 CONFIDENCE_BINS: Final = 100
@@ -52,7 +52,7 @@ class PoseTally:
                 found[_clipped_key(clipped)] += clipped != Clipped.NO.text
             if above != NOTHING:
                 found[_MEASURED] += 1
-                found[_LIKE_NOISE] += float(above) < LIKELY_JUNK_BELOW
+                found[_LIKE_NOISE] += float(above) < NOISE_REACHES
         return cls(dict(+found))
 
     @classmethod
@@ -89,7 +89,7 @@ class PoseTally:
 
     @property
     def num_like_noise(self) -> int:
-        """Those of them that are less than `LIKELY_JUNK_BELOW` above it."""
+        """Those of them that are less than `NOISE_REACHES` above it."""
         return self.counts.get(_LIKE_NOISE, 0)
 
     def num_with_confidence(self, kind: str) -> int:

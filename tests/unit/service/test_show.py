@@ -96,7 +96,10 @@ def test_view_tells_what_to_think_of_the_poses_so_far(status: SessionStatus) -> 
     assert "made by network+gallery+refinement 678" in text
     assert "confidence median 0.88, 91 % at least 0.5 of 678" in text
     assert "search edge shift 68 (10 %), angle 7 (1 %) of 678 refined" in text
-    assert "like noise 203 (30 %) of 678 fit less than 3 standard deviations above noise: likely junk" in text
+    assert (
+        "like noise 203 (30 %) of 678 fit less than 3 standard deviations above noise: junk, or too little signal"
+        in text
+    )
     assert "made by" not in shown(status, running=True)
 
 
