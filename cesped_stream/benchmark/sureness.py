@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cesped_stream.benchmark.predictions import has_angles, is_particle
+from cesped_stream.benchmark.predictions import has_angles
 from cesped_stream.calibration.metrics import (
     ProbabilityFigures,
     ReliabilityCurve,
@@ -15,6 +15,7 @@ from cesped_stream.calibration.metrics import (
     reliability_curve,
 )
 from cesped_stream.conventions import ANGLE_LABELS
+from cesped_stream.imaging.junk import is_particle
 from cesped_stream.particles.flags import Clipped
 from cesped_stream.particles.own_columns import (
     ABOVE_NOISE,
