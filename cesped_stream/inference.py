@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,9 @@ class PoseBatch:
     rotation: NDArray[np.float64]
     """`(n, 3, 3)`, image xyz to map xyz."""
     confidence: NDArray[np.float64]
-    """`(n,)`: the first of `top_probability`: softmax mass within two grid steps of the best pose or of its symmetry
-    mates. Not calibrated: it ranks particles, it is no probability of being right within so many degrees."""
+    """`(n,)`: where `calibrated`, the probability of being right (`CalibrationSettings.within_deg`); else the mass of
+    `top_probability` at the pose, which ranks particles only: the network's within two grid steps of the best pose or
+    of its symmetry mates."""
     top_rotation: NDArray[np.float64]
     """`(n, k, 3, 3)`."""
     top_probability: NDArray[np.float64]
@@ -44,6 +45,19 @@ class PoseBatch:
     """`(n, 16)`: blake2b of the image's bytes in its file; zeros where no file was read."""
     shift_angstrom: NDArray[np.float64]
     """`(n, 2)` (x, y) that centre the image; NaN where the proposer gives none, as the network does."""
+    calibrated: NDArray[np.bool_]
+    """`(n,)`: what `confidence` is."""
+    above_noise: NDArray[np.float64]
+    """`(n,)`: how far the image fits the reference better than noise does, in standard deviations of that; NaN where
+    no reference was asked."""
+    network_rotation: NDArray[np.float64]
+    """`(n, 3, 3)`: the network's own best pose; NaN where it was not asked."""
+    gallery_rotation: NDArray[np.float64]
+    """`(n, 3, 3)`: the gallery's own best pose, not refined; NaN where it was not asked."""
+    apart_deg: NDArray[np.float64]
+    """`(n,)`: angle between those two, under the group; NaN without both."""
+    clipped: NDArray[np.uint8]
+    """`(n,)`, `particles.flags.Clipped`: which of the refinement's searches ended at its edge."""
 
     def __len__(self) -> int:
         return len(self.confidence)
@@ -59,6 +73,12 @@ class PoseBatch:
             flag=np.zeros(n, np.uint8),
             digest=np.zeros((n, 16), np.uint8),
             shift_angstrom=np.full((n, 2), np.nan),
+            calibrated=np.zeros(n, np.bool_),
+            above_noise=np.full(n, np.nan),
+            network_rotation=np.full((n, 3, 3), np.nan),
+            gallery_rotation=np.full((n, 3, 3), np.nan),
+            apart_deg=np.full(n, np.nan),
+            clipped=np.zeros(n, np.uint8),
         )
 
     @classmethod
@@ -139,14 +159,13 @@ class Predictor:
                 self._separation_deg,
             )
         confidences = probabilities.astype(np.float64)
-        return PoseBatch(
+        return replace(
+            PoseBatch.empty(n, self.settings.top_k),
             rotation=rotations[:, 0],
             confidence=confidences[:, 0],
             top_rotation=rotations,
             top_probability=confidences,
-            flag=np.zeros(n, np.uint8),
-            digest=np.zeros((n, 16), np.uint8),
-            shift_angstrom=np.full((n, 2), np.nan),
+            network_rotation=rotations[:, 0].copy(),
         )
 
     def _halve_batch(self) -> None:

@@ -21,7 +21,7 @@ from cesped_stream.inference import PoseBatch
 from cesped_stream.matching import MatchedPoses, ReferenceMatcher
 from cesped_stream.model.checkpoint import HALVES, MANIFEST_NAME, HalfMode, package_version, publish_files
 from cesped_stream.model.device import pick_device
-from cesped_stream.particles.flags import ImageFlag
+from cesped_stream.particles.flags import Clipped, ImageFlag
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import Int64, ParticleTable
 from cesped_stream.reconstruction.reference import reference_from_map, reference_from_rows
@@ -313,7 +313,8 @@ class ReferenceProposer:
 def _pose_batch(found: MatchedPoses) -> PoseBatch:
     chosen: Int64 = found.proposal.clip(0)
     weight = found.gallery_weight.clip(0, 1)  # a float32 sum may be a few 1e-6 above 1
-    return PoseBatch(
+    return replace(
+        PoseBatch.empty(len(found), weight.shape[1]),
         rotation=found.rotation,
         confidence=weight[np.arange(len(found)), chosen],
         top_rotation=found.gallery_rotation,
@@ -321,6 +322,9 @@ def _pose_batch(found: MatchedPoses) -> PoseBatch:
         flag=found.flag,
         digest=found.digest,
         shift_angstrom=found.shift_angstrom,
+        above_noise=found.above_noise,
+        gallery_rotation=found.gallery_rotation[:, 0],
+        clipped=found.angle_clipped * np.uint8(Clipped.ANGLE) | found.shift_clipped * np.uint8(Clipped.SHIFT),
     )
 
 

@@ -292,10 +292,6 @@ class EngineSettings(Settings):
 class FusionSettings(Settings):
     """How the proposers' distributions over poses become one."""
 
-    proposers: Literal["network", "gallery", "both"] = Field(
-        "both",
-        description="Who proposes poses: network alone is the paper's way, gallery needs no training, both are pooled.",
-    )
     floor: float = Field(
         0.01,
         gt=0,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.errors import InvalidCheckpointError
-from cesped_stream.particles.flags import ImageFlag
+from cesped_stream.particles.flags import Clipped, ImageFlag
 
 from .finished import Finished, Poses
 from .leasing import Member, Members, lease_rows
@@ -220,6 +220,8 @@ def wrong_with(frames: Frames, num_rows: int) -> str:
     shifts = frames["shift_angstrom"][posed]
     if not (np.isfinite(shifts).all() or np.isnan(shifts).all()):
         return "shift_angstrom is neither given for all rows that are not flagged nor for none"
+    if frames["calibrated"].max(initial=0) > 1 or frames["clipped"].max(initial=0) > Clipped.BOTH:
+        return "calibrated or clipped has a value that is unknown"
     if frames["flag"].max(initial=0) > max(ImageFlag):
         return f"flag {frames['flag'].max()} is unknown"
     return ""

@@ -8,7 +8,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.conventions import ANGLE_LABELS, SHIFT_LABELS
-from cesped_stream.particles.flags import ImageFlag
+from cesped_stream.particles.flags import Clipped, ImageFlag
+from cesped_stream.particles.own_columns import (
+    ABOVE_NOISE,
+    APART,
+    CALIBRATED,
+    CHECKPOINT,
+    CLIPPED,
+    CONFIDENCE,
+    CONFIDENCE_KIND,
+    GALLERY_POSE,
+    GIVEN,
+    MASS,
+    NETWORK_POSE,
+    NO_POSE,
+    NOTHING,
+    OWN_LABELS,
+    PREDICTED,
+    PROPOSER,
+    REVISION,
+    STATUS,
+    TOP_POSES,
+    list_cell,
+    number_cell,
+)
 from cesped_stream.particles.stacks import STACK_LABEL
 from cesped_stream.particles.star import NEUTRAL_VALUES, read_star, row_filler, union_of_labels
 from cesped_stream.particles.table import ParticleTable
@@ -17,15 +40,7 @@ from .session import SessionFolder
 
 Float64 = NDArray[np.float64]
 
-OWN_LABELS = (
-    "cestreamConfidence",
-    "cestreamCheckpoint",
-    "cestreamProposer",
-    "cestreamStatus",
-    "cestreamRevision",
-    "cestreamTopPoses",
-)
-NO_CHECKPOINT = "none"
+NO_CHECKPOINT = NOTHING
 FORMER_POSE_LABELS = ("rlnMaxValueProbDistribution", "rlnLogLikeliContribution", "rlnNrOfSignificantSamples")
 """RELION's figures of the pose that a row came with: they say nothing of a predicted one."""
 
@@ -41,6 +56,12 @@ class Poses:
     flag: NDArray[np.uint8]
     digest: NDArray[np.uint8]
     shift_angstrom: Float64
+    calibrated: NDArray[np.uint8]
+    above_noise: Float64
+    network_euler_deg: Float64
+    gallery_euler_deg: Float64
+    apart_deg: Float64
+    clipped: NDArray[np.uint8]
 
     @property
     def has_shifts(self) -> bool:
@@ -61,7 +82,7 @@ class Finished:
     poses: Poses | None = None
     lease_id: int = 0
     checkpoint_id: str = NO_CHECKPOINT
-    proposer: str = "given"
+    proposer: str = GIVEN
     worker: str = ""
     compute_seconds: float = 0.0
     shard_id: int = 0
@@ -79,21 +100,33 @@ def pose_cells(finished: Finished, row: int, revision: int) -> dict[str, str]:
     poses = finished.poses
     assert poses is not None
     own = {
-        "cestreamConfidence": f"{poses.confidence[row]:.6f}",
-        "cestreamCheckpoint": finished.checkpoint_id,
-        "cestreamProposer": finished.proposer,
-        "cestreamStatus": "predicted",
-        "cestreamRevision": str(revision),
-        "cestreamTopPoses": "[]",
+        CONFIDENCE: "0.000000",
+        CONFIDENCE_KIND: NOTHING,
+        CHECKPOINT: finished.checkpoint_id,
+        PROPOSER: finished.proposer,
+        STATUS: PREDICTED,
+        REVISION: str(revision),
+        TOP_POSES: NO_POSE,
+        ABOVE_NOISE: NOTHING,
+        NETWORK_POSE: NO_POSE,
+        GALLERY_POSE: NO_POSE,
+        APART: NOTHING,
+        CLIPPED: Clipped.NO.text,
     }
     if poses.flag[row]:
-        return own | {
-            "cestreamConfidence": "0.000000",
-            "cestreamStatus": ImageFlag(int(poses.flag[row])).status,
-        }
+        return own | {STATUS: ImageFlag(int(poses.flag[row])).status}
     angles = {label: f"{a:.6f}" for label, a in zip(ANGLE_LABELS, poses.euler_deg[row], strict=True)}
     modes = np.concatenate([poses.top_euler_deg[row], poses.top_probability[row, :, None]], axis=1)
-    own["cestreamTopPoses"] = "[" + ",".join(f"{number:.6f}" for number in modes.ravel()) + "]"
+    own |= {
+        CONFIDENCE: f"{poses.confidence[row]:.6f}",
+        CONFIDENCE_KIND: CALIBRATED if poses.calibrated[row] else MASS,
+        TOP_POSES: list_cell(modes),
+        ABOVE_NOISE: number_cell(poses.above_noise[row]),
+        NETWORK_POSE: list_cell(poses.network_euler_deg[row]),
+        GALLERY_POSE: list_cell(poses.gallery_euler_deg[row]),
+        APART: number_cell(poses.apart_deg[row]),
+        CLIPPED: Clipped(int(poses.clipped[row])).text,
+    }
     if poses.has_shifts:
         angles |= {label: f"{a:.6f}" for label, a in zip(SHIFT_LABELS, poses.shift_angstrom[row], strict=True)}
     return angles | own
@@ -148,17 +181,23 @@ def _with_origins(table: ParticleTable) -> ParticleTable:
 def _given_table(table: ParticleTable) -> ParticleTable:
     table = _with_origins(table)
     confidences = table.numbers("rlnMaxValueProbDistribution", 0.0)
-    modes = zip(*(table.numbers(label) for label in ANGLE_LABELS), confidences, strict=True)
-    return table.with_columns(
-        {
-            "cestreamConfidence": [f"{number:.6f}" for number in confidences],
-            "cestreamCheckpoint": [NO_CHECKPOINT] * len(table),
-            "cestreamProposer": ["given"] * len(table),
-            "cestreamStatus": ["given"] * len(table),
-            "cestreamRevision": ["0"] * len(table),
-            "cestreamTopPoses": ["[" + ",".join(f"{number:.6f}" for number in mode) + "]" for mode in modes],
-        }
-    )
+    modes = np.stack([*(table.numbers(label) for label in ANGLE_LABELS), confidences], axis=1)
+    same = {
+        CONFIDENCE_KIND: GIVEN,
+        CHECKPOINT: NO_CHECKPOINT,
+        PROPOSER: GIVEN,
+        STATUS: GIVEN,
+        REVISION: "0",
+        ABOVE_NOISE: NOTHING,
+        NETWORK_POSE: NO_POSE,
+        GALLERY_POSE: NO_POSE,
+        APART: NOTHING,
+        CLIPPED: Clipped.NO.text,
+    }
+    columns: dict[str, Sequence[str]] = {label: [cell] * len(table) for label, cell in same.items()}
+    columns[CONFIDENCE] = [f"{number:.6f}" for number in confidences]
+    columns[TOP_POSES] = [list_cell(mode) for mode in modes]
+    return table.with_columns({label: columns[label] for label in OWN_LABELS})
 
 
 def joined(tables: Sequence[ParticleTable]) -> ParticleTable:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-PROTOCOL_VERSION: Literal[2] = 2
+PROTOCOL_VERSION: Literal[3] = 3
 
 # What SQLite, a log line and the status can hold: a peer's larger value is refused at the boundary.
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -22,7 +22,7 @@ Text = Annotated[str, Field(max_length=4000)]
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    version: Literal[2] = PROTOCOL_VERSION
+    version: Literal[3] = PROTOCOL_VERSION
 
 
 class FrameHeader(BaseModel):
@@ -100,7 +100,9 @@ class Result(Message):
 
     `euler_deg` <f8 (n, 3); `confidence` <f8 (n,); `top_euler_deg` <f8 (n, k, 3); `top_probability` <f8 (n, k);
     `flag` |u1 (n,) (0 posed, else `particles.flags`); `digest` |u1 (n, 16); `shift_angstrom` <f8 (n, 2), NaN in every
-    row where the proposer gives no shifts.
+    row where the proposer gives no shifts; `calibrated` |u1 (n,) (1: confidence is a probability of being right);
+    `above_noise` <f8 (n,), `network_euler_deg`, `gallery_euler_deg` <f8 (n, 3) and `apart_deg` <f8 (n,), NaN where
+    nothing of the kind was asked; `clipped` |u1 (n,) (`particles.flags.Clipped`).
     """
 
     kind: Literal["result"] = "result"
@@ -156,7 +158,10 @@ class TrainingProgress(Message):
 
 
 class TrainingDone(Message):
-    """A published checkpoint folder (already fsynced and renamed into place)."""
+    """A published checkpoint folder (already fsynced and renamed into place).
+
+    Where it is not `complete` the order goes on: this one gives poses until a later one of the same order comes.
+    """
 
     kind: Literal["training_done"] = "training_done"
     incarnation: Incarnation
@@ -164,6 +169,7 @@ class TrainingDone(Message):
     checkpoint_id: str
     checkpoint: str
     seconds: float
+    complete: bool = True
 
 
 class Goodbye(Message):

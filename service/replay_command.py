@@ -60,7 +60,7 @@ from cesped_stream.settings import RealismSettings
 from .commit_times import committed_at
 from .resolve import with_absolute_paths
 from .session import SessionFolder
-from .settings import LandingSettings, SessionSettings
+from .settings import LandingSettings, PosingSettings, SessionSettings
 from .stream_outcome import REPORT_NAME, StageBars, StreamStatement, contained_words, stated_of, write_outcome
 from .stream_settings import ProtocolCommand, ReplayCommand, StreamCommand
 from .streaming import StreamProgress, StreamRecord, stream_entry
@@ -189,10 +189,7 @@ def session_settings(settings: StreamCommand, symmetry: str) -> SessionSettings:
             settle_seconds=settings.settle_seconds,
         ),
         "training": settings.training.model_copy(update={"symmetry": symmetry}),
-        "inference": settings.inference,
-        "referencing": settings.referencing,
-        "gallery": settings.gallery,
-        "refinement": settings.refinement,
+        **{name: getattr(settings, name) for name in PosingSettings.model_fields},
         "service": settings.service,
     }
     return with_absolute_paths(SessionSettings(**values))

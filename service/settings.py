@@ -9,6 +9,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
 from cesped_stream.settings import (
+    CalibrationSettings,
+    FusionSettings,
     GallerySettings,
     InferenceSettings,
     ReferenceSettings,
@@ -17,10 +19,11 @@ from cesped_stream.settings import (
     TrainingSettings,
 )
 
-ProposerName = Literal["network", "gallery"]
+ProposerName = Literal["network", "gallery", "both"]
 PROPOSER_TEXT = (
     "What the aligned rows become. network: fine-tuned Image2Sphere, rotations. gallery: each half-set's reference, in "
-    "seconds, whose projections are compared with each particle and refined, rotations and shifts."
+    "seconds, whose projections are compared with each particle and refined, rotations and shifts. both: references "
+    "first, a network too; once it is trained, what the two say of a particle is pooled, then refined."
 )
 
 
@@ -95,12 +98,23 @@ class ServiceSettings(Settings):
     )
 
 
-class SessionSettings(BaseSettings):
-    """Everything a session needs; saved as `<session>/session.toml` at its first start."""
+class PosingSettings(BaseSettings):
+    """How poses are made, and how sure they are: what all commands that make any have in common."""
 
     model_config = SettingsConfigDict(
         env_prefix="CESPED_STREAM_", env_nested_delimiter="__", extra="forbid", frozen=True
     )
+
+    inference: InferenceSettings = Field(default_factory=InferenceSettings)
+    referencing: ReferenceSettings = Field(default_factory=ReferenceSettings)
+    gallery: GallerySettings = Field(default_factory=GallerySettings)
+    refinement: RefinementSettings = Field(default_factory=RefinementSettings)
+    fusion: FusionSettings = Field(default_factory=FusionSettings)
+    calibration: CalibrationSettings = Field(default_factory=CalibrationSettings)
+
+
+class SessionSettings(PosingSettings):
+    """Everything a session needs; saved as `<session>/session.toml` at its first start."""
 
     session: Path = Field(description="Session folder: all that the daemon writes.")
     ledger_folder: Path | None = Field(
@@ -125,27 +139,20 @@ class SessionSettings(BaseSettings):
     )
     landing: LandingSettings
     training: TrainingSettings = Field(default_factory=TrainingSettings)
-    inference: InferenceSettings = Field(default_factory=InferenceSettings)
-    referencing: ReferenceSettings = Field(default_factory=ReferenceSettings)
-    gallery: GallerySettings = Field(default_factory=GallerySettings)
-    refinement: RefinementSettings = Field(default_factory=RefinementSettings)
     service: ServiceSettings = Field(default_factory=ServiceSettings)
 
 
 def inference_sha256(settings: SessionSettings) -> str:
-    """Return a hash of what the poses depend on: the settings of inference (but where and on how many
-    threads it runs), references, gallery and refinement."""
+    """Return a hash of what the poses depend on: the settings of `PosingSettings`, but where inference runs and on how
+    many threads."""
     parts = [settings.inference.model_dump_json(exclude={"device", "threads"})]
-    parts += [part.model_dump_json() for part in (settings.referencing, settings.gallery, settings.refinement)]
+    groups = (settings.referencing, settings.gallery, settings.refinement, settings.fusion, settings.calibration)
+    parts += [part.model_dump_json() for part in groups]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-class TrainCommand(BaseSettings):
+class TrainCommand(PosingSettings):
     """`cesped-stream train`: without a session."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="CESPED_STREAM_", env_nested_delimiter="__", extra="forbid", frozen=True
-    )
 
     star: Path = Field(description="Star file of aligned particles (with poses).")
     proposer: ProposerName = Field("network", description=PROPOSER_TEXT)
@@ -160,18 +167,10 @@ class TrainCommand(BaseSettings):
         None, description="Folder that rlnImageName is relative to; default: the star's folder."
     )
     training: TrainingSettings = Field(default_factory=TrainingSettings)
-    inference: InferenceSettings = Field(default_factory=InferenceSettings)
-    referencing: ReferenceSettings = Field(default_factory=ReferenceSettings)
-    gallery: GallerySettings = Field(default_factory=GallerySettings)
-    refinement: RefinementSettings = Field(default_factory=RefinementSettings)
 
 
-class InferCommand(BaseSettings):
+class InferCommand(PosingSettings):
     """`cesped-stream infer`: without a session."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="CESPED_STREAM_", env_nested_delimiter="__", extra="forbid", frozen=True
-    )
 
     checkpoint: Path = Field(description="Published checkpoint folder.")
     star: Path = Field(description="Star file of particles.")
@@ -185,10 +184,6 @@ class InferCommand(BaseSettings):
     half_mode: Literal["gold_standard", "cross_half"] = Field(
         "gold_standard", description="Whose half's model poses a particle: its own or (cross_half) the other."
     )
-    inference: InferenceSettings = Field(default_factory=InferenceSettings)
-    referencing: ReferenceSettings = Field(default_factory=ReferenceSettings)
-    gallery: GallerySettings = Field(default_factory=GallerySettings)
-    refinement: RefinementSettings = Field(default_factory=RefinementSettings)
 
 
 class BenchmarkSettings(BaseSettings):

@@ -9,17 +9,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
 from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.settings import (
-    GallerySettings,
     InferenceSettings,
     RealismSettings,
-    ReferenceSettings,
-    RefinementSettings,
     Settings,
     SimulationSettings,
     TrainingSettings,
 )
 
-from .settings import PROPOSER_TEXT, ProposerName, ServiceSettings
+from .settings import PROPOSER_TEXT, PosingSettings, ProposerName, ServiceSettings
 
 _CONFIG = SettingsConfigDict(env_prefix="CESPED_STREAM_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
@@ -55,10 +52,8 @@ class ReportSettings(Settings):
     )
 
 
-class StreamCommand(BaseSettings):
+class StreamCommand(PosingSettings):
     """What demo and replay have in common."""
-
-    model_config = _CONFIG
 
     output: Path = Field(
         description="Folder for all that comes of it: landing, truth, session, poses.star, report.html, metrics.json, "
@@ -76,10 +71,6 @@ class StreamCommand(BaseSettings):
     settle_seconds: float = Field(2.0, ge=0, le=3600, description="How long a landed file must not change.")
     deadline_minutes: float = Field(120.0, gt=0, description="Give up when it takes longer.")
     training: TrainingSettings = Field(default_factory=TrainingSettings)
-    inference: InferenceSettings = Field(default_factory=InferenceSettings)
-    referencing: ReferenceSettings = Field(default_factory=ReferenceSettings)
-    gallery: GallerySettings = Field(default_factory=GallerySettings)
-    refinement: RefinementSettings = Field(default_factory=RefinementSettings)
     service: ServiceSettings = Field(default_factory=ServiceSettings)
     reporting: ReportSettings = Field(default_factory=ReportSettings)
 

@@ -34,6 +34,12 @@ _RESULT_FRAMES: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "flag": ("|u1", ("n",)),
     "digest": ("|u1", ("n", 16)),
     "shift_angstrom": ("<f8", ("n", 2)),
+    "calibrated": ("|u1", ("n",)),
+    "above_noise": ("<f8", ("n",)),
+    "network_euler_deg": ("<f8", ("n", 3)),
+    "gallery_euler_deg": ("<f8", ("n", 3)),
+    "apart_deg": ("<f8", ("n",)),
+    "clipped": ("|u1", ("n",)),
 }
 
 

@@ -117,6 +117,12 @@ def pose_frames(poses: PoseBatch) -> Frames:
         "flag": poses.flag,
         "digest": poses.digest,
         "shift_angstrom": poses.shift_angstrom,
+        "calibrated": poses.calibrated.astype(np.uint8),
+        "above_noise": poses.above_noise,
+        "network_euler_deg": _euler_deg_or_nan(poses.network_rotation),
+        "gallery_euler_deg": _euler_deg_or_nan(poses.gallery_rotation),
+        "apart_deg": poses.apart_deg,
+        "clipped": poses.clipped,
     }
 
 
@@ -125,6 +131,11 @@ def _euler_deg(rotations: np.ndarray, posed: np.ndarray) -> np.ndarray:
     if posed.any():
         angles[posed] = rotation_to_euler_deg(rotations[posed]).reshape(-1, *angles.shape[1:])
     return angles
+
+
+def _euler_deg_or_nan(rotations: np.ndarray) -> np.ndarray:
+    given = np.isfinite(rotations).all(axis=(1, 2))
+    return np.where(given[:, None], _euler_deg(rotations, given), np.nan)
 
 
 def failure_of(error: Exception, lease_id: int, incarnation: str) -> Failure:

@@ -12,6 +12,7 @@ from typing import BinaryIO, Final
 from cesped_stream.conventions import POSE_LABELS
 from cesped_stream.durable import fsync_folder
 from cesped_stream.errors import InvalidSettingsError, UnreachableFileError
+from cesped_stream.particles.own_columns import OWN_LABELS
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.star import (
     NEUTRAL_VALUES,
@@ -30,10 +31,7 @@ OnProgress = Callable[[str, int], None]
 ROWS_PER_RUN: Final = 200_000
 """Rows sorted in memory at a time (about 0.5 KB each); more are merged from temporary files beside the output."""
 
-_OWN_LABELS: Final = tuple(
-    f"cestream{name}" for name in ("Confidence", "Checkpoint", "Proposer", "Status", "Revision", "TopPoses")
-)
-_LAST_LABELS: Final = (*POSE_LABELS, *_OWN_LABELS)
+_LAST_LABELS: Final = (*POSE_LABELS, *OWN_LABELS)
 _SEPARATOR: Final = b"\x1f"
 
 

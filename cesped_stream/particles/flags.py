@@ -1,6 +1,6 @@
-"""Why an image gets no pose."""
+"""Why an image gets no pose, and what a pose's search met."""
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 
 class ImageFlag(IntEnum):
@@ -16,3 +16,17 @@ class ImageFlag(IntEnum):
     def status(self) -> str:
         """The text of `cestreamStatus`: "nan", "inf", "constant", "unreadable"; "ok" is never written to a star."""
         return self.name.lower()
+
+
+class Clipped(IntFlag):
+    """Which searches of a refinement ended at their edge: the pose may lie beyond."""
+
+    NO = 0
+    ANGLE = 1
+    SHIFT = 2
+    BOTH = 3
+
+    @property
+    def text(self) -> str:
+        """What `cestreamClipped` says: "no", "angle", "shift" or "both"."""
+        return str(self.name).lower()

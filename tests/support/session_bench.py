@@ -174,6 +174,12 @@ def result_of(lease: Lease, incarnation: str, reader: StackReader) -> tuple[Resu
         "flag": flag,
         "digest": digest,
         "shift_angstrom": np.full((n, 2), np.nan) if shifts is None else shifts,
+        "calibrated": np.zeros(n, np.uint8),
+        "above_noise": np.full(n, np.nan),
+        "network_euler_deg": np.full((n, 3), np.nan),
+        "gallery_euler_deg": np.full((n, 3), np.nan),
+        "apart_deg": np.full(n, np.nan),
+        "clipped": np.zeros(n, np.uint8),
     }
     result = Result(
         incarnation=incarnation,

@@ -34,6 +34,12 @@ def pose_frames(n: int = 4, k: int = 2) -> dict[str, NDArray[Any]]:
         "flag": np.arange(n, dtype=np.uint8),
         "digest": rng.integers(0, 256, (n, 16), dtype=np.uint8),
         "shift_angstrom": rng.uniform(-9, 9, (n, 2)),
+        "calibrated": rng.integers(0, 2, n).astype(np.uint8),
+        "above_noise": rng.normal(size=n),
+        "network_euler_deg": rng.uniform(-180, 180, (n, 3)),
+        "gallery_euler_deg": rng.uniform(-180, 180, (n, 3)),
+        "apart_deg": rng.uniform(0, 180, n),
+        "clipped": rng.integers(0, 4, n).astype(np.uint8),
     }
 
 
@@ -105,7 +111,7 @@ def test_result_of_no_rows_travels() -> None:
 def test_unknown_kind_version_and_fields_are_told_apart() -> None:
     assert refusal_of(altered("kind", "launch")) is Refusal.UNKNOWN_KIND
     assert refusal_of(altered("version", 1)) is Refusal.UNKNOWN_VERSION
-    assert refusal_of(altered("version", 3)) is Refusal.UNKNOWN_VERSION
+    assert refusal_of(altered("version", 2)) is Refusal.UNKNOWN_VERSION
     assert refusal_of(altered("version", None)) is Refusal.UNKNOWN_VERSION
     assert refusal_of(altered("shell", "rm")) is Refusal.BAD_FIELDS
     assert refusal_of(altered("pid", "7")) is Refusal.BAD_FIELDS

@@ -1,0 +1,73 @@
+"""The columns of our own in pose stars, and how their cells are written and read. No value is ever an empty cell."""
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONFIDENCE: Final = "cestreamConfidence"
+CONFIDENCE_KIND: Final = "cestreamConfidenceKind"
+"""What the confidence is: `CALIBRATED`, `MASS`, "given" (the row's own rlnMaxValueProbDistribution), or `NOTHING`."""
+CHECKPOINT: Final = "cestreamCheckpoint"
+PROPOSER: Final = "cestreamProposer"
+STATUS: Final = "cestreamStatus"
+REVISION: Final = "cestreamRevision"
+TOP_POSES: Final = "cestreamTopPoses"
+ABOVE_NOISE: Final = "cestreamAboveNoise"
+NETWORK_POSE: Final = "cestreamNetworkPose"
+GALLERY_POSE: Final = "cestreamGalleryPose"
+APART: Final = "cestreamApart"
+"""Degrees, under the group, between the network's own pose and the gallery's."""
+CLIPPED: Final = "cestreamClipped"
+
+OWN_LABELS: Final = (
+    CONFIDENCE,
+    CONFIDENCE_KIND,
+    CHECKPOINT,
+    PROPOSER,
+    STATUS,
+    REVISION,
+    TOP_POSES,
+    ABOVE_NOISE,
+    NETWORK_POSE,
+    GALLERY_POSE,
+    APART,
+    CLIPPED,
+)
+"""In the order that they are written."""
+PREDICTED: Final = "predicted"
+GIVEN: Final = "given"
+"""Of `STATUS`: who the pose is by."""
+CALIBRATED: Final = "calibrated"
+MASS: Final = "mass"
+NOTHING: Final = "none"
+NO_POSE: Final = "[]"
+
+Float64 = NDArray[np.float64]
+
+
+def number_cell(value: float, decimals: int = 4) -> str:
+    """Return a number's cell; `NOTHING` where it is not finite."""
+    return f"{value:.{decimals}f}" if np.isfinite(value) else NOTHING
+
+
+def numbers_of(cells: Sequence[str]) -> Float64:
+    """Return the numbers `(n,)` of cells by `number_cell`; NaN for `NOTHING`."""
+    return np.array([np.nan if cell == NOTHING else float(cell) for cell in cells], np.float64)
+
+
+def list_cell(values: Float64) -> str:
+    """Return an array's cell, flat: "[1.000000,2.000000]"; `NO_POSE` where a value is not finite."""
+    return "[" + ",".join(f"{value:.6f}" for value in values.ravel()) + "]" if np.isfinite(values).all() else NO_POSE
+
+
+def poses_of(cells: Sequence[str]) -> Float64:
+    """Return the first pose `(n, 3)` (rot, tilt, psi in degrees) of cells by `list_cell`; NaN where there is none."""
+    angles = np.full((len(cells), 3), np.nan)
+    for row, cell in enumerate(cells):
+        found = json.loads(cell)
+        if found:
+            angles[row] = found[:3]
+    return angles
