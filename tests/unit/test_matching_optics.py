@@ -1,5 +1,7 @@
 """Several optics groups in one star: each with its own box, pixel size and noise, one reference of all."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support.optics_groups import SAMPLINGS, of_box, write_two_groups
@@ -65,3 +67,26 @@ def test_a_row_of_one_group_does_not_depend_on_rows_of_the_other(
     alone = matcher.match(streamed.select(rows), StackReader())
     np.testing.assert_array_equal(alone.rotation, poses.rotation[rows])
     np.testing.assert_array_equal(alone.shift_angstrom, poses.shift_angstrom[rows])
+
+
+def test_a_group_that_no_aligned_row_had_is_posed_by_its_images_own_levels(
+    half: ParticleTable, streamed: ParticleTable
+) -> None:
+    settings = ReferenceSettings(mask_lowpass_angstrom=20.0)
+    first = np.flatnonzero(of_box(half, SAMPLINGS["first"][0]))
+    reference = reference_from_rows(half.select(first), "D2", settings, StackReader())
+    unseen = streamed.select(np.flatnonzero(of_box(streamed, SAMPLINGS["second"][0])))
+    matcher = ReferenceMatcher(reference, GALLERY, RefinementSettings())
+    assert matcher.noise is not None
+    # the group's signal is weaker than the aligned rows' would say: as with thicker ice
+    matcher.noise = replace(matcher.noise, scale=4 * matcher.noise.scale)
+    poses = matcher.match(unseen, StackReader())
+    errors = angular_error_deg(unseen.rotations(), poses.rotation, group_rotations("D2"))
+    assert np.median(errors) < 2.5
+    part = matcher.match(unseen.select(range(10, 14)), StackReader())
+    np.testing.assert_array_equal(part.rotation, poses.rotation[10:14])
+    matcher.noise = replace(matcher.noise, signal_power=None)
+    misled = matcher.match(unseen, StackReader())
+    assert np.median(errors) < 0.8 * np.median(
+        angular_error_deg(unseen.rotations(), misled.rotation, group_rotations("D2"))
+    )
