@@ -5,10 +5,9 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from cesped_stream.benchmark.entries import STACK_LABEL
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
-from cesped_stream.particles.stacks import read_header
+from cesped_stream.particles.stacks import STACK_LABEL, read_header
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reference_pair import ReferenceManifest, checkpoint_kind, read_reference_manifest
 
