@@ -127,7 +127,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     """Return the table that a demo or a replay ends with."""
     table = Table(title="Streamed particles against the held-back truth", title_justify="left", show_header=False)
     table.add_column("what", no_wrap=True)
-    table.add_column("figure", justify="right", no_wrap=True)
+    table.add_column("figure", justify="right")
     for what, figure in _lines(summary):
         table.add_row(what, figure)
     return table

@@ -111,6 +111,14 @@ def test_the_table_names_what_matters() -> None:
         assert words in text
 
 
+def test_the_table_is_whole_on_a_terminal_of_80_columns() -> None:
+    out = io.StringIO()
+    Console(file=out, width=80).print(summary_table(summarise(compare([turned(rows(6), 5.0)], rows(6), "C1"), FACTS)))
+    text = out.getvalue()
+    assert "…" not in text
+    assert "latency, last byte to pose on disk, p50 / p95" in text
+
+
 @pytest.mark.parametrize("symmetry", ["C1", "C2", "D2", "O"])
 def test_the_random_predictors_density_integrates_to_one_with_the_right_mean(symmetry: str) -> None:
     degrees, density = random_predictor_density(symmetry, samples=50_000)
