@@ -16,7 +16,7 @@ from cesped_stream.gallery.views import (
     supported_angstrom,
     views_of,
 )
-from cesped_stream.imaging.band import Band, BandImages, exact_product
+from cesped_stream.imaging.band import Band, BandImages, exact_product, times_real
 from cesped_stream.imaging.noise_model import NoiseModel, whitened_weights
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
@@ -195,7 +195,7 @@ class ProjectionGallery:
             # a^2 C^2 |S|^2 (1 - envelope^2) over the noise's variance; square is a^2 over it
             unresolved = square * images.ctf_square * (views.shell_power * (1 - views.envelope.square()))
             linear, square = linear / (1 + unresolved), square / (1 + unresolved)
-        centred = torch.complex(*exact_product(images.matched * linear, centres))
+        centred = torch.complex(*exact_product(times_real(images.matched, linear), centres))
         real, imaginary = exact_product(centred.T[:, None], phases.T[:, :, None])
         length = images.power.sum(1).sqrt()
         return _Batch(real, imaginary, (images.ctf_square * square).T.contiguous(), length)
