@@ -15,7 +15,7 @@ from typing import Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
+from cesped_stream.errors import InvalidCheckpointError, PermanentError, UnreachableFileError
 from cesped_stream.imaging.reference import Float32, Reference, load_reference, save_reference
 from cesped_stream.inference import PoseBatch
 from cesped_stream.matching import MatchedPoses, ReferenceMatcher
@@ -33,6 +33,8 @@ from cesped_stream.training.rows import rows_of_half, split_by_micrograph
 PROPOSER: Final = "gallery+refinement"
 ROWS_AT_ONCE: Final = 512
 MAX_VALIDATION_ROWS: Final = 200
+MOST_TIMES_LARGER: Final = 2.5
+"""A map beside the images that it is compared with, or they beside it."""
 _SUFFIXES: Final = (".json", ".mrc", ".members")
 
 CheckpointKind = Literal["network", "reference"]
@@ -99,6 +101,7 @@ def publish_references(
     work_folder: Path,
     checkpoints_folder: Path,
     trained_on: str = "",
+    origin: str = "aligned rows",
     on_half: Callable[[int], None] = lambda half: None,
 ) -> tuple[Path, ReferenceManifest]:
     """Make each half-set's reference of its own aligned rows and publish both as one checkpoint.
@@ -114,7 +117,7 @@ def publish_references(
     manifest = ReferenceManifest(
         symmetry=training.symmetry,
         halves=records,
-        origin="aligned rows",
+        origin=origin,
         independence=training.alignment,
         trained_on=trained_on,
     )
@@ -132,19 +135,23 @@ def publish_map(
     work_folder: Path,
     checkpoints_folder: Path,
     trained_on: str = "",
+    on_half: Callable[[int], None] = lambda half: None,
 ) -> tuple[Path, ReferenceManifest]:
     """Publish a given map, low-passed, as both half-sets' reference: `shared_reference`, so half maps are not
     independent.
 
     The noise is learned for each half-set from its own rows of `table`, which need no poses and are not in the
-    reference. PermanentError where a half-set has too few usable rows; else what reading raises.
+    reference. `on_half` is called after each. PermanentError where a half-set has too few usable rows, or where the map
+    and the images differ so much in size that one of their pixel sizes is wrong; else what reading raises.
     """
+    _check_extents(volume.shape[0] * pixel_size_angstrom, table)
     references, records = {}, {}
     for half in HALVES:
         given = reference_from_map(volume, pixel_size_angstrom, training.symmetry, half, matching.referencing)
         noise = _matcher(given, matching, half).learn_noise(rows_of_half(table, half), reader)
         references[half] = replace(given, noise=noise)
         records[half] = ReferenceRecord(num_training=0, num_validation=0, resolution_angstrom=given.resolution_angstrom)
+        on_half(half)
     manifest = ReferenceManifest(
         symmetry=training.symmetry,
         halves=records,
@@ -153,6 +160,17 @@ def publish_map(
         trained_on=trained_on,
     )
     return _publish(references, manifest, work_folder, checkpoints_folder)
+
+
+def _check_extents(map_angstrom: float, table: ParticleTable) -> None:
+    """Raise PermanentError where a map is many times as large as the images, or they as it."""
+    for group in {table.optics[k] for k in table.optics_index.tolist()}:
+        images = group.number("rlnImageSize", 0.0) * group.number("rlnImagePixelSize", 0.0)
+        if images and not 1 / MOST_TIMES_LARGER <= map_angstrom / images <= MOST_TIMES_LARGER:
+            raise PermanentError(
+                f"the given map is {map_angstrom:.0f} A wide, the images of {table.source or 'the particles'} are "
+                f"{images:.0f} A: is the pixel size right in the map's header and in the star? Else crop or pad the map"
+            )
 
 
 def _half(

@@ -182,6 +182,8 @@ def session_settings(settings: StreamCommand, symmetry: str) -> SessionSettings:
         "half_mode": settings.half_mode,
         "min_aligned_per_half": settings.min_aligned_per_half,
         "checkpoint": settings.checkpoint,
+        "reference": settings.reference,
+        "noise_rows_per_half": settings.noise_rows_per_half,
         "landing": LandingSettings(
             folder=settings.output / "landing",
             aligned="aligned_*.star",

@@ -13,14 +13,14 @@ from cesped_stream.errors import CespedStreamError
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
-from cesped_stream.reference_pair import publish_references
 from cesped_stream.training.fit import Progress, TrainingStopped, fit_pair, intra_op_threads, sole_trainer
 
-from .messages import Ack, Failure, Idle, Ready, TrainingDone, TrainingOrder, TrainingProgress
+from .messages import ALIGNED, Ack, Failure, Idle, Ready, TrainingDone, TrainingOrder, TrainingProgress
 from .peer import POLL_SECONDS, Conversation, Identity, connected
 from .process import Activity, StopRequest, trainer_threads, usable_cores
+from .referencing import publish_ordered
 from .settings import SessionSettings
-from .worker import device_name, failure_of, matching_settings
+from .worker import device_name, failure_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class Trainer:
         start = self._now()
         work_folder = Path(order.work_folder)
         table = read_star(Path(order.aligned_star))
-        if self._settings.proposer == "gallery":
-            folder, checkpoint_id = self._references(table, work_folder, on_progress, should_stop)
+        if self._settings.proposer == "gallery" or order.source != ALIGNED:
+            folder, checkpoint_id = self._references(order, table, on_progress, should_stop)
         else:
             folder, manifest = fit_pair(
                 table,
@@ -70,8 +70,8 @@ class Trainer:
 
     def _references(
         self,
+        order: TrainingOrder,
         table: ParticleTable,
-        work_folder: Path,
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
     ) -> tuple[Path, str]:
@@ -84,16 +84,8 @@ class Trainer:
                     "stopped between two references; they take seconds, the next start makes them anew"
                 )
 
-        with sole_trainer(work_folder), intra_op_threads(1):
-            folder, manifest = publish_references(
-                table,
-                StackReader(),
-                self._settings.training,
-                matching_settings(self._settings),
-                work_folder=work_folder,
-                checkpoints_folder=work_folder.parent,
-                on_half=after_half,
-            )
+        with sole_trainer(Path(order.work_folder)), intra_op_threads(1):
+            folder, manifest = publish_ordered(order, table, self._settings, after_half)
         return folder, manifest.checkpoint_id
 
 

@@ -13,7 +13,8 @@ from cesped_stream.imaging.maps import crop_map
 from cesped_stream.imaging.noise_model import NoiseModel, fit_noise, optics_key
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
-from cesped_stream.imaging.reference import Reference, particle_digests
+from cesped_stream.imaging.reference import Reference
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader, read_images
 from cesped_stream.particles.table import CtfParameters, ParticleTable
 from cesped_stream.reconstruction.backproject import Backprojector, wiener_prior

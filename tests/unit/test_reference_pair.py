@@ -10,9 +10,10 @@ from support.matching import PIXEL_SIZE, molecule
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.errors import InvalidCheckpointError, PermanentError
 from cesped_stream.imaging.entry import write_entry
-from cesped_stream.imaging.reference import load_reference, particle_digests
+from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch
 from cesped_stream.model.checkpoint import read_manifest
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import open_proposer
