@@ -1,15 +1,15 @@
 """What a trainer makes of an order for references: of aligned rows, of a given map, of predicted poses."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
+from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, UnreachableFileError
 from cesped_stream.imaging.maps import read_map
 from cesped_stream.particles.own_columns import CHECKPOINT
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
+from cesped_stream.published import read_listing
 from cesped_stream.reference_pair import ReferenceManifest, publish_map, publish_references
 from cesped_stream.settings import TrainingSettings
 
@@ -78,9 +78,9 @@ def least_independent(found: Iterable[str]) -> str:
 def _independence(checkpoint_id: str, checkpoints: Path, given: str) -> str:
     for folder in (checkpoints / checkpoint_id, Path(given)):
         try:
-            manifest = json.loads((folder / "manifest.json").read_bytes())
-        except (OSError, ValueError):
+            listing = read_listing(folder)
+        except CespedStreamError:
             continue
-        if manifest.get("checkpoint_id") == checkpoint_id:
-            return str(manifest.get("independence", UNKNOWN))
+        if listing.checkpoint_id == checkpoint_id:
+            return listing.independence
     return UNKNOWN
