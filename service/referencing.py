@@ -1,24 +1,22 @@
 """What a trainer makes of an order for references: of aligned rows, of a given map, of predicted poses."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, UnreachableFileError
+from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
 from cesped_stream.imaging.maps import read_map
 from cesped_stream.particles.own_columns import CHECKPOINT
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
-from cesped_stream.published import read_listing
 from cesped_stream.reference_pair import ReferenceManifest, publish_map, publish_references
 from cesped_stream.settings import TrainingSettings
 
-from .finished import NO_CHECKPOINT
+from .independence import independence_of
 from .messages import MAP, POSES, TrainingOrder
 from .settings import SessionSettings
 from .worker import matching_settings
 
-SHARED, INDEPENDENT, UNKNOWN = "shared_reference", "independent", "unknown"
 ALIGNED_AND_PREDICTED = "aligned and predicted rows"
 
 
@@ -62,25 +60,5 @@ def kept_map(path: Path) -> Path:
 def for_rebuilding(training: TrainingSettings, table: ParticleTable, checkpoints: Path, given: str) -> TrainingSettings:
     """Return how references are made of predicted poses: no row is held out, since the poses are no truth to measure
     by, and the halves are as independent as the least independent checkpoint that posed a row."""
-    alignment = least_independent(
-        training.alignment if name == NO_CHECKPOINT else _independence(name, checkpoints, given)
-        for name in sorted(set(table.column(CHECKPOINT)))
-    )
+    alignment = independence_of(table.column(CHECKPOINT), checkpoints, given, training.alignment)
     return TrainingSettings.model_validate(training.model_dump() | {"alignment": alignment, "validation_fraction": 0.0})
-
-
-def least_independent(found: Iterable[str]) -> str:
-    """Return the least independent of what several checkpoints' halves are."""
-    found = set(found)
-    return SHARED if SHARED in found else INDEPENDENT if found == {INDEPENDENT} else UNKNOWN
-
-
-def _independence(checkpoint_id: str, checkpoints: Path, given: str) -> str:
-    for folder in (checkpoints / checkpoint_id, Path(given)):
-        try:
-            listing = read_listing(folder)
-        except CespedStreamError:
-            continue
-        if listing.checkpoint_id == checkpoint_id:
-            return listing.independence
-    return UNKNOWN

@@ -45,6 +45,7 @@ from cesped_stream.imaging.maps import read_map
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
+from cesped_stream.particles.own_columns import CHECKPOINT
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
@@ -58,6 +59,9 @@ from cesped_stream.reference_pair import (
 from cesped_stream.settings import RealismSettings
 
 from .commit_times import committed_at
+from .finished import NO_CHECKPOINT
+from .given_map import check_before_start
+from .independence import independence_of
 from .resolve import with_absolute_paths
 from .session import SessionFolder
 from .settings import LandingSettings, PosingSettings, SessionSettings
@@ -114,6 +118,7 @@ def stream_and_report(
     output_folder(report_file(settings).parent)
     beside = tuple(read_run(folder) for folder in settings.reporting.beside)  # what is wrong there is said first
     session = session_settings(settings, symmetry_of(entry, settings))
+    check_before_start(session)
     plan = plan_replay(entry, settings.replay, realism, symmetry=session.training.symmetry)
     truth = settings.output / "truth"
     statement = _statement(entry, plan, settings, realism, session.training.symmetry)
@@ -226,6 +231,7 @@ class _Outcome:
             _facts(self.settings, self.record, manifest, stages, start, stated, self._latencies(times, truth)),
             proposer=proposers_of(rows),
             first_pose_seconds=first_pose_seconds(times, truth),
+            independence=self._independence(exported),
             pose_errors=errors_of_ways(comparison, rows) | self._limit(comparison, manifest),
         )
         wanted = self.settings.reporting.write
@@ -248,6 +254,12 @@ class _Outcome:
         summary["total_seconds"] = time.monotonic() - start
         write_summary(summary, output / "summary.json")
         return summary
+
+    def _independence(self, exported: Sequence[ParticleTable]) -> str:
+        """Of all checkpoints that posed a row, whichever is in use at the end."""
+        used = {name for table in exported for name in table.column(CHECKPOINT)} - {NO_CHECKPOINT}
+        checkpoints = SessionFolder.of(self.session).checkpoints
+        return independence_of(used, checkpoints, self.session.checkpoint, self.session.training.alignment)
 
     def _limit(self, comparison: Comparison, manifest: Manifest | None) -> dict[str, float | None]:
         """What refinement reaches from the true poses, by the references that the session used."""

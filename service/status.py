@@ -10,6 +10,7 @@ class SessionState(StrEnum):
 
     WAITING_FOR_ROWS = "waiting for rows"
     COLLECTING_ALIGNED = "collecting aligned rows"
+    COLLECTING_ROWS = "collecting rows to learn the noise from"
     TRAINING = "training"
     INFERRING = "inferring"
     UP_TO_DATE = "up to date"
@@ -58,6 +59,8 @@ class CheckpointStatus(_Part):
     folder: str
     rows: int
     """Rows whose committed pose came from it."""
+    independence: str = "unknown"
+    """Of its half-sets: independent, shared_reference or unknown."""
 
 
 class TrainingStatus(_Part):
@@ -71,6 +74,8 @@ class TrainingStatus(_Part):
     validation_error_deg: tuple[float, ...]
     seconds: float | None
     checkpoint_id: str
+    source: str = "aligned"
+    """What it is of: aligned rows, a given map, or poses that were predicted."""
 
 
 class SessionStatus(_Part):
