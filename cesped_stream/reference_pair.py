@@ -22,6 +22,7 @@ from cesped_stream.matching import MatchedPoses, ReferenceMatcher
 from cesped_stream.model.checkpoint import HalfMode
 from cesped_stream.model.device import pick_device
 from cesped_stream.particles.flags import Clipped, ImageFlag
+from cesped_stream.particles.reference_members import ReferenceMembers
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import Int64, ParticleTable
 from cesped_stream.published import (
@@ -278,8 +279,16 @@ class ReferenceProposer:
         return self._by_halves(table, self._matching.gallery.num_modes, lambda own, rows: own.match(rows, reader))
 
     def refined(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
-        """Return the poses that refinement alone makes of the rows' own poses: of true ones, the limit of the noise."""
-        return self._by_halves(table, 1, lambda own, rows: own.refine(rows, reader))
+        """Return the poses that refinement alone makes of the rows' own poses: of true ones, the limit of the noise.
+
+        Rows that are in the reference are left out: `ImageFlag.IN_REFERENCE`.
+        """
+        members = ReferenceMembers(tuple(self._references[half].members for half in HALVES))
+        outside = np.flatnonzero(~members.among(table, self._half_mode))
+        poses = PoseBatch.empty(len(table), 1)
+        poses.flag[:] = ImageFlag.IN_REFERENCE
+        poses.put(outside, self._by_halves(table.select(outside), 1, lambda own, rows: own.refine(rows, reader)))
+        return poses
 
     def _by_halves(
         self, table: ParticleTable, candidates: int, find: Callable[[ReferenceMatcher, ParticleTable], MatchedPoses]

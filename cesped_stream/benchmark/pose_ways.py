@@ -83,6 +83,8 @@ def limit_of_noise(
         return dict.fromkeys(keys)
     poses = refined(landed.select(rows))
     posed = poses.flag == ImageFlag.OK
+    if not posed.any():
+        return dict.fromkeys(keys)
     true = comparison.true_rotations[rows[posed]]
     return _figures("limit", angular_error_deg(true, poses.rotation[posed], group_rotations(comparison.symmetry)))
 

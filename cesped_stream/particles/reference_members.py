@@ -22,7 +22,7 @@ Bool = NDArray[np.bool_]
 class ReferenceMembers:
     """Sorted digests of the particles in each half-set's reference; empty for networks and given maps."""
 
-    of_half: tuple[UInt64, UInt64]
+    of_half: tuple[UInt64, ...]
 
     @staticmethod
     def of(checkpoint: Path) -> "ReferenceMembers":
