@@ -25,6 +25,7 @@ from cesped_stream.benchmark.report import half_words
 from cesped_stream.benchmark.stream_report import why_no_maps
 from cesped_stream.benchmark.transfer import check_transfer, trained_on, why_not_known_to_be_of_another_entry
 from cesped_stream.benchmark.truth_maps import truth_maps
+from cesped_stream.conventions import HALVES
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.inference import Predictor
@@ -78,7 +79,7 @@ def _protocol(settings: ProtocolCommand, stop: StopRequest, console: Console) ->
     with progress_bars(console) as bars:
         run = _Run(entry, table, symmetry, settings, bars)
         checkpoint = Path(settings.checkpoint) if settings.checkpoint else run.trained(stop)
-        stars = [run.predicted(checkpoint, half, stop) for half in fit.HALVES]
+        stars = [run.predicted(checkpoint, half, stop) for half in HALVES]
         evaluation = run.evaluated(stars)
     facts = _facts(read_manifest(checkpoint), settings) | {"simulated": bool(stated_of(entry.folder))}
     _write(evaluation, entry, settings, facts, _made_by(read_manifest(checkpoint), entry, settings), warnings)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
-from cesped_stream.benchmark.entry_folder import HALVES, check_new_name, disk_errors, done_path, entry_lock, mark_added
-from cesped_stream.conventions import half_set_to_random_subset
+from cesped_stream.benchmark.entry_folder import check_new_name, disk_errors, done_path, entry_lock, mark_added
+from cesped_stream.conventions import HALVES, half_set_to_random_subset
 from cesped_stream.durable import rename_durably, write_whole
 from cesped_stream.errors import InvalidEntryError, InvalidSettingsError, InvalidStarError, NotSettledError
 from cesped_stream.particles.stack_paths import resolve_stack

@@ -7,13 +7,13 @@ from pathlib import Path
 from cesped_stream.benchmark.catalogue import CATALOGUE, DEFAULT_ROOT, DEMO_NAME
 from cesped_stream.benchmark.entry_check import read_symmetry
 from cesped_stream.benchmark.entry_folder import (
-    HALVES,
     EntryState,
     entry_folder,
     half_state,
     local_entries,
     name_hint,
 )
+from cesped_stream.conventions import HALVES
 from cesped_stream.errors import InvalidSettingsError, UnreachableFileError
 
 Root = str | os.PathLike[str] | None
