@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cesped_stream.calibration.answers import Feature, confidence_features
+from cesped_stream.calibration.answers import confidence_features
 from cesped_stream.calibration.calibrator import Calibrator, HeldOutAnswers, fit_calibrator
 from cesped_stream.imaging.noise_model import optics_key
 from cesped_stream.imaging.reference import UInt64, particle_digests
 from cesped_stream.matching import Float64, MatchedPoses
-from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import CalibrationSettings
 from cesped_stream.so3.distance import angular_error_deg
@@ -33,7 +32,18 @@ def held_out_rows(table: ParticleTable, half: int, most: int) -> ParticleTable:
     return table.select(rows[:: -(-len(rows) // most) or 1])
 
 
-def features_of(found: MatchedPoses, apart_deg: Float64 | None = None) -> dict[Feature, Float64]:
+def too_few(table: ParticleTable, half: int, settings: CalibrationSettings) -> TooFew | None:
+    """Return why confidence of the models of `half` cannot be fitted on these rows, or None where it can."""
+    micrographs = len(set(table.micrographs()))
+    if len(table) >= settings.min_particles and micrographs > 1:
+        return None
+    return TooFew(
+        f"half-set {half}: {len(table)} held-out particles of {micrographs} micrographs; confidence needs "
+        f"{settings.min_particles} (calibration.min_particles) of two or more"
+    )
+
+
+def features_of(found: MatchedPoses, apart_deg: Float64 | None = None) -> dict[str, Float64]:
     """Return what tells how sure each pose is, `(n,)` each; the mass is that of the proposal it was refined from."""
     rows = np.arange(len(found))
     weights = found.gallery_weight.clip(0, 1)  # a float32 sum may be a few 1e-6 above 1
@@ -41,13 +51,14 @@ def features_of(found: MatchedPoses, apart_deg: Float64 | None = None) -> dict[F
     others = weights.copy()
     others[rows, found.proposal.clip(0)] = 0
     own[found.proposal < 0] = np.nan
-    return confidence_features(
+    features = confidence_features(
         np.stack([own, others.max(axis=1)], axis=1),
         above_noise=found.above_noise,
         apart_deg=apart_deg,
         log_likelihood=found.log_likelihood,
         runner_up=found.runner_up,
     )
+    return {str(name): values for name, values in features.items()}
 
 
 def optics_names(table: ParticleTable) -> list[str]:
@@ -67,7 +78,7 @@ def errors_deg(table: ParticleTable, rotations: Float64, symmetry: str) -> Float
 def fit_confidence(
     table: ParticleTable,
     found: MatchedPoses,
-    features: dict[Feature, Float64],
+    features: dict[str, Float64],
     half: int,
     symmetry: str,
     seen: UInt64,
@@ -77,18 +88,15 @@ def fit_confidence(
 
     `seen` are the `particle_digests` of all that these models have seen; ValueError where a row is among them.
     """
-    usable = int((found.flag == ImageFlag.OK).sum())
-    micrographs = table.micrographs()
-    if usable < settings.min_particles or len(set(micrographs)) < 2:
-        return TooFew(
-            f"half-set {half}: {usable} held-out particles of {len(set(micrographs))} micrographs; confidence needs "
-            f"{settings.min_particles} (calibration.min_particles) of two or more"
-        )
+    usable = np.flatnonzero(np.isfinite(found.rotation).all(axis=(1, 2)))
+    few = too_few(table.select(usable), half, settings)
+    if few is not None:
+        return few
     answers = HeldOutAnswers(
         particle_ids=[str(digest) for digest in particle_digests(table).tolist()],
-        features={str(name): values for name, values in features.items()},
+        features=features,
         errors_deg=errors_deg(table, found.rotation, symmetry),
         optics_groups=optics_names(table),
-        micrographs=micrographs,
+        micrographs=table.micrographs(),
     )
     return fit_calibrator(answers, half_set=half, seen=map(str, seen.tolist()), settings=settings)

@@ -134,9 +134,7 @@ class Predictor:
             poses.put(batch, part)
         return poses
 
-    def distribution(
-        self, images: Tensor, half_sets: Sequence[int] | NDArray[np.int64], k: int
-    ) -> SparseDistribution:
+    def distribution(self, images: Tensor, half_sets: Sequence[int] | NDArray[np.int64], k: int) -> SparseDistribution:
         """Return the k likeliest rotations of network inputs `(n, 1, s, s)` float32, as `predict` sees them."""
         order = self.manifest.model.grid_order
         width = min(k, num_rotations(order))

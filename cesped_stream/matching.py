@@ -176,15 +176,10 @@ class ReferenceMatcher:
         groups = noise.rows_of(table)[found.index]
         if not len(found.index):
             return Compared(found, groups, None)
-        return Compared(
-            found, groups, self.gallery.propose(found.images[0], noise, groups, of_noise=self.of_noise)
-        )
+        return Compared(found, groups, self.gallery.propose(found.images[0], noise, groups, of_noise=self.of_noise))
 
     def put_refined(self, poses: MatchedPoses, rows: NDArray[np.int64], compared: Compared, modes: Modes) -> None:
-        """Refine from `modes` of the usable ones of compared rows, and write all that is known of them to `poses[rows]`.
-
-        Not for rows without any usable image.
-        """
+        """Refine the usable ones of compared rows, at least one, from `modes`; write the result to `poses[rows]`."""
         assert compared.proposals is not None
         used = rows[compared.rows.index]
         refined = self.refiner.refine(

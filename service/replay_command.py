@@ -51,10 +51,10 @@ from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import BuiltinEngine
 from cesped_stream.reference_pair import (
     ReferenceManifest,
-    ReferenceProposer,
     checkpoint_kind,
     read_reference_manifest,
 )
+from cesped_stream.reference_proposer import ReferenceProposer
 from cesped_stream.settings import RealismSettings
 
 from .commit_times import committed_at

@@ -14,7 +14,7 @@ from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reference_pair import publish_references
-from cesped_stream.training.fit import Progress, TrainingStopped, fit_pair, intra_op_threads, sole_trainer
+from cesped_stream.training.fit import Progress, TrainingStopped, fit_pair, sole_trainer
 
 from .messages import Ack, Failure, Idle, Ready, TrainingDone, TrainingOrder, TrainingProgress
 from .peer import POLL_SECONDS, Conversation, Identity, connected
@@ -75,16 +75,14 @@ class Trainer:
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
     ) -> tuple[Path, str]:
-        """Make and publish both references, with one intra-op thread, so that their bits are those of any machine."""
+        """Make and publish both references."""
 
-        def after_half(half: int) -> None:
-            on_progress(Progress(half, 1, 1, 0.0, (None, None)))
+        def on_stage(half: int, stage: str) -> None:
             if should_stop():
-                raise TrainingStopped(
-                    "stopped between two references; they take seconds, the next start makes them anew"
-                )
+                raise TrainingStopped("stopped between two references; they take seconds, the next start makes them")
+            on_progress(Progress(half, 0, 1, 0.0, (None, None)))
 
-        with sole_trainer(work_folder), intra_op_threads(1):
+        with sole_trainer(work_folder):
             folder, manifest = publish_references(
                 table,
                 StackReader(),
@@ -92,7 +90,7 @@ class Trainer:
                 matching_settings(self._settings),
                 work_folder=work_folder,
                 checkpoints_folder=work_folder.parent,
-                on_half=after_half,
+                on_stage=on_stage,
             )
         return folder, manifest.checkpoint_id
 

@@ -87,13 +87,18 @@ def fuse_answers(
 
 
 def confidence_features(
-    probability: Any, *, above_noise: Any = None, apart_deg: Any = None, log_likelihood: Any = None, runner_up: Any = None
+    probability: Any,
+    *,
+    above_noise: Any = None,
+    apart_deg: Any = None,
+    log_likelihood: Any = None,
+    runner_up: Any = None,
 ) -> dict[Feature, Float64]:
     """Return what tells how sure answers are, `(n,)` each: from probabilities `(n, k)` of their distinct poses.
 
     `above_noise` `(n,)` is the gallery's, `apart_deg` `(n,)` the angle between the two single answers; without them
-    (one proposer) those features are absent. `log_likelihood` `(n,)` is the refined pose's over noise alone, `runner_up`
-    `(n,)` that of the best end of any other proposal, -inf where there was none. NaN stays NaN.
+    (one proposer) those features are absent. `log_likelihood` `(n,)` is the refined pose's over noise alone,
+    `runner_up` `(n,)` that of the best end of any other proposal, -inf where there was none. NaN stays NaN.
     """
     mass = np.asarray(probability, np.float64)
     first = np.clip(mass[:, 0], _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)

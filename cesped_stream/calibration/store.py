@@ -72,6 +72,19 @@ class Calibration(BaseModel):
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
         return f"cal-{hashlib.sha256(canonical).hexdigest()[:12]}"
 
+    def with_id(self) -> Self:
+        """Return the calibration that names its own content."""
+        return self.model_copy(update={"calibration_id": self.content_id()})
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file, once it names its content."""
+        return f"{self.calibration_id}.json"
+
+    def file_bytes(self) -> bytes:
+        """Return the content of its file."""
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
 
 def save_calibration(folder: Path, calibration: Calibration) -> tuple[Path, Calibration]:
     """Write `<calibration_id>.json` into a checkpoint's folder, whole and durable; return its path and what it holds.
@@ -79,9 +92,9 @@ def save_calibration(folder: Path, calibration: Calibration) -> tuple[Path, Cali
     A folder's other files stay as they are: a later calibration has a name of its own, and the same one writes the
     same bytes. Raises OSError where the folder cannot be written.
     """
-    named = calibration.model_copy(update={"calibration_id": calibration.content_id()})
-    path = folder / f"{named.calibration_id}.json"
-    write_whole(path, named.model_dump_json(indent=1).encode() + b"\n")
+    named = calibration.with_id()
+    path = folder / named.file_name
+    write_whole(path, named.file_bytes())
     return path, named
 
 

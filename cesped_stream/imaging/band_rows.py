@@ -67,7 +67,8 @@ def read_band_images(
 ) -> BandRows:
     """Return the coefficients of a table's rows in each of `bands`; boxes and pixel sizes may differ between rows.
 
-    `on_images` is shown the raw images too, part by part: what else needs them reads them once. Memory: `ROWS_AT_ONCE` raw images, and 20 bytes a coefficient. Raises what reading raises.
+    `on_images` is shown the raw images too, part by part: what else needs them reads them once. Memory: `ROWS_AT_ONCE`
+    raw images, and 20 bytes a coefficient. Raises what reading raises.
     """
     flag, digest = np.zeros(len(table), np.uint8), np.zeros((len(table), DIGEST_BYTES), np.uint8)
     ctf = table.ctf_parameters()

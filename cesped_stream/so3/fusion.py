@@ -151,9 +151,9 @@ def fuse(
 ) -> SparseDistribution:
     """Return the pool of the proposers on the asymmetric unit of `order` (default: the finest of theirs).
 
-    `weights` are one at least 0 for each; `keep` is how many of the likeliest points are kept; where a particle has
-    fewer, entries of log-weight -inf at index 0 fill up: one width, so that no sum over a row knows other particles. See `common_support`
-    and `pooled_log_density`. A particle's result depends on no other particle.
+    `weights` are one at least 0 for each; `keep` is how many of the likeliest points are kept. Where a particle has
+    fewer, entries of log-weight -inf at index 0 fill up: with one width no sum over a row knows other particles. See
+    `common_support` and `pooled_log_density`. A particle's result depends on no other particle.
     """
     exponents = np.asarray(weights, np.float64)
     if exponents.shape != (len(proposers),) or not (np.isfinite(exponents) & (exponents >= 0)).all():
