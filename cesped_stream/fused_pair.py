@@ -14,12 +14,21 @@ from typing import ClassVar, Final, Literal
 import numpy as np
 from pydantic import Field
 
+from cesped_stream.calibration.answers import Proposer
 from cesped_stream.calibration.calibrator import Calibrator
 from cesped_stream.calibration.fusion_fit import FusionFit, fit_fusion
 from cesped_stream.calibration.store import Calibration, HalfCalibration, load_calibration
 from cesped_stream.errors import InvalidCheckpointError
 from cesped_stream.fused import FusedMatcher, FusedPoses
-from cesped_stream.held_out import TooFew, errors_deg, features_of, fit_confidence, held_out_rows, optics_names
+from cesped_stream.held_out import (
+    TooFew,
+    errors_deg,
+    evenly,
+    features_of,
+    fit_confidence,
+    held_out_rows,
+    optics_names,
+)
 from cesped_stream.imaging.reference import UInt64, particle_digests
 from cesped_stream.inference import PoseBatch, Predictor
 from cesped_stream.matching import Float64
@@ -55,8 +64,11 @@ class FusedRecord(FileRecord):
     """Held-out particles: of the other half-set."""
     resolution_angstrom: float = Field(gt=0)
     """Of its reference."""
-    network_share: float | None = None
-    """Its part of the fusion's weights; None where no weights were fitted: the gallery's answer stands."""
+    network_weight: float | None = None
+    """What its logarithms count; None where no weights were fitted: the gallery's answer stands."""
+    gallery_weight: float | None = None
+    network_adds: float | None = None
+    """By how much the mean natural logarithm of the mass near the true pose grows from the gallery alone to both."""
     network_median_error_deg: float | None = None
     gallery_median_error_deg: float | None = None
     """Of its best grid rotation."""
@@ -184,7 +196,7 @@ def _fit(
     rows: ParticleTable, half: int, reader: StackReader, both: FusedMatcher, matching: MatchingSettings
 ) -> FusionFit | TooFew:
     settings = matching.fusion
-    few = rows.select(np.arange(0, len(rows), -(-len(rows) // settings.max_particles) or 1))
+    few = evenly(rows, settings.max_particles)
     used, proposers = both.distributions(few, reader)
     if len(used) < settings.min_particles:
         return TooFew(
@@ -200,7 +212,7 @@ def _fit(
 
 
 def _record(rows: ParticleTable, found: FusedPoses, both: FusedMatcher, symmetry: str) -> FusedRecord:
-    reference = both.matcher.reference
+    reference, fit = both.matcher.reference, both.fit
     refined, network, gallery = (
         errors[np.isfinite(errors)]
         for errors in (
@@ -212,7 +224,9 @@ def _record(rows: ParticleTable, found: FusedPoses, both: FusedMatcher, symmetry
         num_training=len(reference.members),
         num_validation=len(refined),
         resolution_angstrom=reference.resolution_angstrom,
-        network_share=both.fit.shares["network"] if both.fit else None,
+        network_weight=fit.weights[Proposer.NETWORK] if fit else None,
+        gallery_weight=fit.weights[Proposer.GALLERY] if fit else None,
+        network_adds=fit.log_likelihood - fit.single_log_likelihood[Proposer.GALLERY] if fit else None,
         network_median_error_deg=_median(network),
         gallery_median_error_deg=_median(gallery),
         mean_error_deg=float(refined.mean()) if len(refined) else None,

@@ -29,7 +29,13 @@ class TooFew:
 def held_out_rows(table: ParticleTable, half: int, most: int) -> ParticleTable:
     """Return at most `most` rows with poses, evenly spread, of the half-set that the models of `half` have not seen."""
     rows = np.flatnonzero((table.half_sets() == 1 - half) & table.has_poses())
-    return table.select(rows[:: -(-len(rows) // most) or 1])
+    return evenly(table.select(rows), most)
+
+
+def evenly(table: ParticleTable, most: int) -> ParticleTable:
+    """Return at most `most` rows, evenly spread."""
+    count = min(most, len(table))
+    return table.select(np.arange(count) * len(table) // max(count, 1))
 
 
 def too_few(table: ParticleTable, half: int, settings: CalibrationSettings) -> TooFew | None:

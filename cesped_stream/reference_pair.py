@@ -191,6 +191,7 @@ def publish_map(
     manifest = ReferenceManifest(
         symmetry=training.symmetry,
         halves=records,
+        uncalibrated="a given map: no aligned rows to fit confidence on",
         origin="a given map",
         independence="shared_reference",
         trained_on=trained_on,

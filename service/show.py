@@ -95,6 +95,7 @@ def _work(status: SessionStatus) -> Table:
 
 def _training_words(training: TrainingStatus) -> str:
     steps = f", step {training.step} of {training.max_steps}" if training.max_steps else ""
+    steps = f", {training.stage}" if training.stage else steps
     words = f"{training.state}{steps}, {training.num_rows:,} rows"
     if training.validation_error_deg:
         words += ", validation " + " / ".join(f"{error:.1f}" for error in training.validation_error_deg) + " deg"

@@ -68,6 +68,8 @@ class TrainingStatus(_Part):
     max_steps: int
     half_steps: tuple[int, ...]
     """Of half-sets 0 and 1; `step` is their sum, `max_steps` what both have to do."""
+    stage: str
+    """What is being made that is not counted in steps; empty where nothing is."""
     validation_error_deg: tuple[float, ...]
     seconds: float | None
     checkpoint_id: str
@@ -113,7 +115,7 @@ class SessionStatus(_Part):
     min_aligned_per_half: int
     half_mode: str
     proposer: str
-    """What the session's aligned rows become: network or gallery."""
+    """What the session's aligned rows become: network, gallery or both."""
     training: TrainingStatus | None
     checkpoint: CheckpointStatus | None
     reinfer_shards_left: int

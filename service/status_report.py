@@ -133,7 +133,7 @@ class StatusReport:
     def _notes(self, work: Work) -> list[str]:
         notes = []
         late = sum(work.gate.references_per_half())
-        if late and self._settings.proposer == "gallery":
+        if late and self._settings.proposer != "network":
             notes.append(
                 f"{late} aligned rows are in no reference: their particles landed before without poses, and get "
                 "them by it; land aligned stars first, or take proposer network"
@@ -210,6 +210,7 @@ class StatusReport:
             step=progress.step if progress else 0,
             max_steps=progress.max_steps if progress else 0,
             half_steps=progress.half_steps if progress else (),
+            stage=progress.stage if progress else "",
             validation_error_deg=progress.validation_error_deg if progress else (),
         )
 

@@ -51,9 +51,9 @@ class TrainingGate:
         self._ledger = ledger
         self._tables = tables
         self._step = step
-        self._kinds = (GIVEN, GIVEN) if settings.proposer == "gallery" else ALIGNED_KINDS
+        self._kinds = ALIGNED_KINDS if settings.proposer == "network" else (GIVEN, GIVEN)
         """A map must not hold a particle that it gives a pose: late aligned rows, whose particles landed before without
-        poses, are in no reference."""
+        poses, are in no reference, nor trains a network with them that stands beside one."""
         self._last_row_at: float | None = None
         self.marker_seen = any(star.aligned and Path(star.path + ".done").exists() for star in ledger.stars())
 
@@ -130,6 +130,22 @@ class TrainingGate:
     def state_of(self, training_id: int) -> str:
         row = self._ledger.execute("SELECT state FROM trainings WHERE training_id = ?", (training_id,)).fetchone()
         return str(row[0]) if row else ""
+
+    def published_so_far(self, training_id: int) -> str:
+        """Return the id of the checkpoint that an order has brought, "" before the first."""
+        row = self._ledger.execute(
+            "SELECT checkpoint_id FROM trainings WHERE training_id = ?", (training_id,)
+        ).fetchone()
+        return str(row[0]) if row else ""
+
+    def go_on_with(self, training_id: int, checkpoint: VerifiedCheckpoint) -> None:
+        """Note a verified checkpoint as the one in use until the order's last one comes; the order stays open."""
+        with self._ledger.transaction("training goes on"):
+            self._ledger.execute(
+                "UPDATE trainings SET checkpoint_id = ?, folder = ? WHERE training_id = ?",
+                (checkpoint.checkpoint_id, str(checkpoint.folder), training_id),
+            )
+            self._ledger.remember("checkpoint", str(checkpoint.folder))
 
     def finish(self, training_id: int, checkpoint: VerifiedCheckpoint, seconds: float) -> None:
         """Note a verified checkpoint as the training's and as the one in use."""

@@ -261,7 +261,7 @@ class Work:
                 self.ledger.remember("checkpoint of the settings", given)
                 self.ledger.remember("checkpoint", str(found.folder))
         last = self.ledger.fact("checkpoint")
-        rows = self.ledger.execute("SELECT folder FROM trainings WHERE state = ? ORDER BY training_id DESC", (DONE,))
+        rows = self.ledger.execute("SELECT folder FROM trainings WHERE folder != '' ORDER BY training_id DESC")
         folders = dict.fromkeys([last, *(str(row[0]) for row in rows.fetchall())])
         for folder in folders:
             if not folder:
@@ -296,7 +296,11 @@ class Work:
         self.training_not_before = now + backoff_seconds(self._training_failures)
 
     def training_done(self, message: TrainingDone) -> str:
-        """Use the checkpoint from now on if it is what its manifest says; return what is wrong, or ""."""
+        """Use the checkpoint from now on if it is what its manifest says; return what is wrong, or "".
+
+        One that is not the order's last is taken once: whatever a restarted trainer says, another one that was chosen
+        since stays in use.
+        """
         state = self.gate.state_of(message.training_id)
         if state == DONE:
             return ""
@@ -312,7 +316,12 @@ class Work:
         except CespedStreamError as error:
             self.problems["training"] = str(error)
             return str(error)
-        self.gate.finish(message.training_id, found, message.seconds)
+        if message.complete:
+            self.gate.finish(message.training_id, found, message.seconds)
+        elif self.gate.published_so_far(message.training_id) == found.checkpoint_id:
+            return ""
+        else:
+            self.gate.go_on_with(message.training_id, found)
         self.checkpoint = found
         self.training_progress = None
         self.problems.pop("training", None)

@@ -102,7 +102,12 @@ class Worker:
 def matching_settings(settings: SessionSettings | TrainCommand | InferCommand) -> MatchingSettings:
     """Return what poses by references depend on, of a command's settings."""
     return MatchingSettings(
-        settings.referencing, settings.gallery, settings.refinement, device=settings.inference.device
+        settings.referencing,
+        settings.gallery,
+        settings.refinement,
+        device=settings.inference.device,
+        fusion=settings.fusion,
+        calibration=settings.calibration,
     )
 
 
