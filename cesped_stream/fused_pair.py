@@ -239,7 +239,7 @@ def _median(errors: Float64) -> float | None:
 
 
 def _calibrations(made: Mapping[int, _Half]) -> dict[int, HalfCalibration]:
-    """Return what was fitted, of a kind for both halves or for none: a session's answers are of one kind."""
+    """Return what was fitted; confidence for both halves or for none: a session's is of one kind."""
     fits = {half: part.fit for half, part in made.items() if isinstance(part.fit, FusionFit)}
     calibrators = {half: part.calibrator for half, part in made.items() if isinstance(part.calibrator, Calibrator)}
     complete = len(calibrators) == len(made)

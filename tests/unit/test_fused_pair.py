@@ -199,7 +199,7 @@ def test_unusable_images_have_a_flag_and_no_pose(published: Path, streamed: Part
 def test_too_few_held_out_rows_leave_the_gallerys_answer_and_say_so(
     aligned: ParticleTable, parts: FusedParts, streamed: ParticleTable, tmp_path: Path
 ) -> None:
-    folder, manifest = publish(aligned.select(range(150)), parts, tmp_path)
+    folder, manifest = publish(of_both_halves(aligned, 0, 80), parts, tmp_path)
     assert "fusion weights need 100" in manifest.uncalibrated and "confidence needs 200" in manifest.uncalibrated
     found = FusedProposer(folder, INFERENCE, MATCHING).poses(streamed, StackReader())
     alone = ReferenceProposer(parts.references, MATCHING).poses(streamed, StackReader())
