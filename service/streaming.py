@@ -132,8 +132,7 @@ def stream_entry(
                 on_progress(progress)
                 if errors:
                     raise errors[0]
-                status = progress.status
-                if status and all_answered(status, plan.num_particles) and redo.is_done(status):
+                if progress.status and _is_over(progress.status, plan.num_particles, redo):
                     break
                 _check_alive(roles, session, progress, deadline_seconds)
                 time.sleep(POLL_SECONDS)
@@ -210,6 +209,10 @@ def roles_running(session: SessionSettings) -> Iterator[subprocess.Popen[bytes]]
                 roles.wait()
     if roles.returncode:
         raise StreamFailedError(f"the roles ended with exit code {roles.returncode}: {_last_lines(session)}")
+
+
+def _is_over(status: SessionStatus, num_particles: int, redo: "_Redo") -> bool:
+    return all_answered(status, num_particles) and redo.is_done(status)
 
 
 class _Redo:
