@@ -4,6 +4,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cesped_stream.calibration.drift import DriftState
+
 from .status import LatencyStatus, RoleStatus, SessionState, SessionStatus, TrainingStatus
 
 STATE_STYLE = {
@@ -86,6 +88,9 @@ def _work(status: SessionStatus) -> Table:
         table.add_row("training", _training_words(status.training))
     checkpoint = status.checkpoint
     used = "none yet" if checkpoint is None else f"{checkpoint.checkpoint_id}, {checkpoint.rows:,} rows"
+    if checkpoint is not None and checkpoint.calibration != "none":
+        stale = checkpoint.calibration == DriftState.STALE
+        used += ", calibration stale" if stale else ", confidence calibrated"
     table.add_row("checkpoint", used)
     shards = f"{status.shards} sealed"
     table.add_row("shards", shards + (f", {status.reinfer_shards_left} to redo" if status.reinfer_shards_left else ""))

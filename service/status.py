@@ -58,6 +58,8 @@ class CheckpointStatus(_Part):
     folder: str
     rows: int
     """Rows whose committed pose came from it."""
+    calibration: str
+    """Of its confidence: "none", or "too_few", "steady", "stale": how the latest ones compare with those of the fit."""
 
 
 class TrainingStatus(_Part):
