@@ -30,6 +30,7 @@ from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.inference import Predictor
 from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
+from cesped_stream.particles.own_columns import CONFIDENCE
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader
 from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import ParticleTable
@@ -247,7 +248,7 @@ def _stacks(table: ParticleTable) -> dict[str, list[int]]:
 
 def _with_merit(table: ParticleTable) -> ParticleTable:
     """Return CESPED's prediction star: our confidence in rlnParticleFigureOfMerit, a picker's score beside it."""
-    columns: dict[str, Any] = {MERIT_LABEL: table.column("cestreamConfidence")}
+    columns: dict[str, Any] = {MERIT_LABEL: table.column(CONFIDENCE)}
     if MERIT_LABEL in table:
         columns[FORMER_MERIT_LABEL] = table.column(MERIT_LABEL)
     return table.with_columns(columns)
