@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE: Final = 512
 LEAST_ROWS_FOR_NOISE: Final = 20
 LEARNING_ROWS: Final = 1000
-NOISE_SAMPLE: Final = 256
+NOISE_SAMPLE: Final = 128
 
 Float64 = NDArray[np.float64]
 
