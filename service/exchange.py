@@ -201,7 +201,7 @@ class Exchange:
         if member.role != "trainer" or (open_order and not self._owns_training(work, member, message.training_id)):
             return Ack(lease_id=message.training_id, accepted=False, reason=NOT_ITS)
         problem = work.training_done(message)
-        if not problem:
+        if not problem and message.complete:
             self.training_owner = ""
         return Ack(lease_id=message.training_id, accepted=not problem, reason=problem)
 

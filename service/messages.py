@@ -167,6 +167,8 @@ class TrainingProgress(Message):
     half_steps: tuple[Int64, ...] = Field((), max_length=2)
     """Of half-sets 0 and 1; `step` is their sum, `max_steps` what both have to do."""
     validation_error_deg: tuple[float, ...] = Field((), max_length=2)
+    stage: State = ""
+    """What is being made that is not counted in steps: "reference of half 0, confidence of half 1"."""
 
 
 class TrainingDone(Message):

@@ -1,8 +1,9 @@
-"""What a trainer makes of an order for references: of aligned rows, of a given map, of predicted poses."""
+"""What a trainer makes of an order on more than aligned rows: references of a given map, or of predicted poses."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
 from cesped_stream.imaging.maps import read_map
@@ -11,39 +12,61 @@ from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reference_pair import ReferenceManifest, publish_map, publish_references
 from cesped_stream.settings import TrainingSettings
+from cesped_stream.training.fit import intra_op_threads, sole_trainer
 
+from .finished import NO_CHECKPOINT
 from .independence import independence_of
-from .messages import MAP, POSES, TrainingOrder
+from .messages import MAP, TrainingOrder
+from .publishing import Published, Publisher
 from .settings import SessionSettings
 from .worker import matching_settings
 
 ALIGNED_AND_PREDICTED = "aligned and predicted rows"
 
 
-def publish_ordered(
-    order: TrainingOrder, table: ParticleTable, settings: SessionSettings, on_half: Callable[[int], None]
-) -> tuple[Path, ReferenceManifest]:
-    """Make and publish both references that an order asks for. The same order gives the same bytes.
+def published_of(order: TrainingOrder, publisher: Publisher) -> Published:
+    """Make and publish both references of a given map, or of aligned and predicted rows. The same order gives the same
+    bytes.
 
     Raises what `publish_references` and `publish_map` raise; UnreachableFileError or InvalidCheckpointError where the
-    session's copy of a given map is gone or was changed.
+    session's copy of a given map is gone or was changed; TrainingStopped.
     """
-    training, matching, reader = settings.training, matching_settings(settings), StackReader()
-    work_folder = Path(order.work_folder)
-    checkpoints = work_folder.parent
-    if order.source == MAP:
-        volume, pixel_size = read_map(kept_map(Path(order.reference)))
-        return publish_map(
-            volume, pixel_size, table, reader, training, matching,
-            work_folder=work_folder, checkpoints_folder=checkpoints, on_half=on_half,
-        )  # fmt: skip
-    origin = "aligned rows"
-    if order.source == POSES:
-        training, origin = for_rebuilding(training, table, checkpoints, settings.checkpoint), ALIGNED_AND_PREDICTED
+    with sole_trainer(publisher.work_folder), intra_op_threads(1):
+        folder, manifest = _of_map(order, publisher) if order.source == MAP else _of_poses(publisher)
+    return Published(folder, manifest.checkpoint_id)
+
+
+def _of_map(order: TrainingOrder, publisher: Publisher) -> tuple[Path, ReferenceManifest]:
+    volume, pixel_size = read_map(kept_map(Path(order.reference)))
+    return publish_map(
+        volume,
+        pixel_size,
+        publisher.table,
+        StackReader(),
+        publisher.settings.training,
+        matching_settings(publisher.settings),
+        work_folder=publisher.work_folder,
+        checkpoints_folder=publisher.checkpoints_folder,
+        on_stage=publisher.on_stage,
+    )
+
+
+def _of_poses(publisher: Publisher) -> tuple[Path, ReferenceManifest]:
+    """Confidence is fitted on the aligned rows among them: a predicted pose is no truth."""
+    settings, table, checkpoints = publisher.settings, publisher.table, publisher.checkpoints_folder
+    given = settings.checkpoint if isinstance(settings, SessionSettings) else ""
+    aligned = np.array([name == NO_CHECKPOINT for name in table.column(CHECKPOINT)], np.bool_)
     return publish_references(
-        table, reader, training, matching,
-        work_folder=work_folder, checkpoints_folder=checkpoints, origin=origin, on_half=on_half,
-    )  # fmt: skip
+        table,
+        StackReader(),
+        for_rebuilding(settings.training, table, checkpoints, given),
+        matching_settings(settings),
+        work_folder=publisher.work_folder,
+        checkpoints_folder=checkpoints,
+        origin=ALIGNED_AND_PREDICTED,
+        labelled=table.select(np.flatnonzero(aligned)),
+        on_stage=publisher.on_stage,
+    )
 
 
 def kept_map(path: Path) -> Path:

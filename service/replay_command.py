@@ -39,6 +39,7 @@ from cesped_stream.benchmark.stream_report import (
 from cesped_stream.benchmark.stream_times import Latency, StreamTimes, first_pose_seconds, stream_times
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.export.star import export_star
+from cesped_stream.fused_pair import FusedManifest, read_fused_manifest
 from cesped_stream.imaging.entry import TRUTH_MAP
 from cesped_stream.imaging.maps import read_map
 from cesped_stream.imaging.preprocess import Preprocessor
@@ -51,10 +52,10 @@ from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import BuiltinEngine
 from cesped_stream.reference_pair import (
     ReferenceManifest,
-    ReferenceProposer,
     checkpoint_kind,
     read_reference_manifest,
 )
+from cesped_stream.reference_proposer import ReferenceProposer
 from cesped_stream.settings import RealismSettings
 
 from .commit_times import committed_at
@@ -186,7 +187,7 @@ def session_settings(settings: StreamCommand, symmetry: str) -> SessionSettings:
     return with_absolute_paths(SessionSettings(**values))
 
 
-Manifest = CheckpointManifest | ReferenceManifest
+Manifest = CheckpointManifest | ReferenceManifest | FusedManifest
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ class _Outcome:
                 model_seconds=_model_seconds(self.record),
                 points=self.settings.reporting.points,
                 prediction_type=PredictionType.SO3xR2
-                if isinstance(manifest, ReferenceManifest)
+                if isinstance(manifest, ReferenceManifest | FusedManifest)
                 else PredictionType.SO3,
                 facts=self._stream_facts(comparison, manifest, facts),
                 on_progress=StageBars(bars),
@@ -371,8 +372,10 @@ def _manifest(record: StreamRecord, session: SessionSettings) -> Manifest | None
     folder = in_use.folder if in_use else session.checkpoint
     if not folder:
         return None
-    is_reference = checkpoint_kind(Path(folder)) == "reference"
-    return read_reference_manifest(Path(folder)) if is_reference else read_manifest(Path(folder))
+    kind = checkpoint_kind(Path(folder))
+    if kind == "fused":
+        return read_fused_manifest(Path(folder))
+    return read_reference_manifest(Path(folder)) if kind == "reference" else read_manifest(Path(folder))
 
 
 def _preprocessor(manifest: Manifest | None) -> Preprocessor | None:

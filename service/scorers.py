@@ -9,7 +9,7 @@ from cesped_stream.particles.reference_members import ReferenceMembers
 from .finished import BatchTables
 from .leasing import Span
 from .ledger import Ledger
-from .training_gate import DONE, VerifiedCheckpoint, verify_checkpoint
+from .training_gate import VerifiedCheckpoint, verify_checkpoint
 
 NO_SCORER = (
     "these particles are in the reference that would score them, and no other checkpoint is at hand; use one that was "
@@ -50,7 +50,7 @@ class Scorers:
 
     def _former(self) -> list[VerifiedCheckpoint]:
         """Return the session's good checkpoints, the newest first."""
-        rows = self._ledger.execute("SELECT folder FROM trainings WHERE state = ? ORDER BY training_id DESC", (DONE,))
+        rows = self._ledger.execute("SELECT folder FROM trainings WHERE folder != '' ORDER BY training_id DESC")
         folders = [str(row[0]) for row in rows.fetchall()] + [self._ledger.fact("checkpoint of the settings")]
         good = []
         for folder in dict.fromkeys(folder for folder in folders if folder):

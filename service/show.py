@@ -4,6 +4,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cesped_stream.calibration.drift import DriftState
+
 from .independence import SHARED
 from .status import LatencyStatus, RoleStatus, SessionState, SessionStatus, TrainingStatus
 
@@ -90,6 +92,9 @@ def _work(status: SessionStatus) -> Table:
     used = "none yet" if checkpoint is None else f"{checkpoint.checkpoint_id}, {checkpoint.rows:,} rows"
     if checkpoint is not None and checkpoint.independence == SHARED:
         used += f", {SHARED}"
+    if checkpoint is not None and checkpoint.calibration != "none":
+        stale = checkpoint.calibration == DriftState.STALE
+        used += ", calibration stale" if stale else ", confidence calibrated"
     table.add_row("checkpoint", used)
     shards = f"{status.shards} sealed"
     table.add_row("shards", shards + (f", {status.reinfer_shards_left} to redo" if status.reinfer_shards_left else ""))
@@ -99,6 +104,7 @@ def _work(status: SessionStatus) -> Table:
 
 def _training_words(training: TrainingStatus) -> str:
     steps = f", step {training.step} of {training.max_steps}" if training.max_steps else ""
+    steps = f", {training.stage}" if training.stage else steps
     words = f"{training.state}{steps}, {training.num_rows:,} {SOURCE_WORDS[training.source]}"
     if training.validation_error_deg:
         words += ", validation " + " / ".join(f"{error:.1f}" for error in training.validation_error_deg) + " deg"

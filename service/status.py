@@ -59,6 +59,8 @@ class CheckpointStatus(_Part):
     folder: str
     rows: int
     """Rows whose committed pose came from it."""
+    calibration: str
+    """Of its confidence: "none", or "too_few", "steady", "stale": how the latest ones compare with those of the fit."""
     independence: str = "unknown"
     """Of its half-sets: independent, shared_reference or unknown."""
 
@@ -71,6 +73,8 @@ class TrainingStatus(_Part):
     max_steps: int
     half_steps: tuple[int, ...]
     """Of half-sets 0 and 1; `step` is their sum, `max_steps` what both have to do."""
+    stage: str
+    """What is being made that is not counted in steps; empty where nothing is."""
     validation_error_deg: tuple[float, ...]
     seconds: float | None
     checkpoint_id: str
@@ -118,7 +122,7 @@ class SessionStatus(_Part):
     min_aligned_per_half: int
     half_mode: str
     proposer: str
-    """What the session's aligned rows become: network or gallery."""
+    """What the session's aligned rows become: network, gallery or both."""
     training: TrainingStatus | None
     checkpoint: CheckpointStatus | None
     reinfer_shards_left: int

@@ -6,6 +6,8 @@ from collections import deque
 
 import numpy as np
 
+from cesped_stream.calibration.drift import DriftState
+
 from .accepting import OTHER_CTF, OTHER_HALF
 from .finished import NO_CHECKPOINT
 from .leasing import Member, Members
@@ -139,6 +141,12 @@ class StatusReport:
                 f"{late} aligned rows are in no reference: their particles landed before without poses, and get "
                 "them by it; land aligned stars first, or take proposer network"
             )
+        drift = work.calibration.drift()
+        if drift is not None and drift.state is DriftState.STALE:
+            notes.append(
+                f"calibration stale: confidences of the last {drift.num_particles} particles are unlike those that it "
+                f"was fitted on (stability index {drift.stability_index:.2f}); `train` on aligned rows of now"
+            )
         many = self._watcher.stars_passed_over
         if not many:
             return notes
@@ -214,6 +222,7 @@ class StatusReport:
             step=progress.step if progress else 0,
             max_steps=progress.max_steps if progress else 0,
             half_steps=progress.half_steps if progress else (),
+            stage=progress.stage if progress else "",
             validation_error_deg=progress.validation_error_deg if progress else (),
         )
 
@@ -222,11 +231,13 @@ def _checkpoint(work: Work) -> CheckpointStatus | None:
     if work.checkpoint is None:
         return None
     rows = _rows_of(work.ledger, work.checkpoint.checkpoint_id)
+    drift = work.calibration.drift()
     return CheckpointStatus(
         checkpoint_id=work.checkpoint.checkpoint_id,
         folder=str(work.checkpoint.folder),
         rows=rows,
         independence=work.checkpoint.independence,
+        calibration=str(drift.state) if drift else "none",
     )
 
 

@@ -63,7 +63,8 @@ class TrainingGate:
     def takes_references(self) -> bool:
         """Return whether late aligned rows, whose particles landed before without poses, are trained on.
 
-        A map must not hold a particle that it gives a pose, so with references only where a given map poses those.
+        A map must not hold a particle that it gives a pose, so with references (or with a network beside them) only
+        where a given map poses those.
         """
         return self._settings.proposer == "network" or self.map_orders.is_done()
 
@@ -169,6 +170,22 @@ class TrainingGate:
     def state_of(self, training_id: int) -> str:
         row = self._ledger.execute("SELECT state FROM trainings WHERE training_id = ?", (training_id,)).fetchone()
         return str(row[0]) if row else ""
+
+    def published_so_far(self, training_id: int) -> str:
+        """Return the id of the checkpoint that an order has brought, "" before the first."""
+        row = self._ledger.execute(
+            "SELECT checkpoint_id FROM trainings WHERE training_id = ?", (training_id,)
+        ).fetchone()
+        return str(row[0]) if row else ""
+
+    def go_on_with(self, training_id: int, checkpoint: VerifiedCheckpoint) -> None:
+        """Note a verified checkpoint as the one in use until the order's last one comes; the order stays open."""
+        with self._ledger.transaction("training goes on"):
+            self._ledger.execute(
+                "UPDATE trainings SET checkpoint_id = ?, folder = ? WHERE training_id = ?",
+                (checkpoint.checkpoint_id, str(checkpoint.folder), training_id),
+            )
+            self._ledger.remember("checkpoint", str(checkpoint.folder))
 
     def finish(self, training_id: int, checkpoint: VerifiedCheckpoint, seconds: float) -> None:
         """Note a verified checkpoint as the training's and as the one in use."""

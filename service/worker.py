@@ -121,7 +121,12 @@ def with_left_out(parts: list[PoseBatch], scored: np.ndarray, num_rows: int) -> 
 def matching_settings(settings: SessionSettings | TrainCommand | InferCommand) -> MatchingSettings:
     """Return what poses by references depend on, of a command's settings."""
     return MatchingSettings(
-        settings.referencing, settings.gallery, settings.refinement, device=settings.inference.device
+        settings.referencing,
+        settings.gallery,
+        settings.refinement,
+        device=settings.inference.device,
+        fusion=settings.fusion,
+        calibration=settings.calibration,
     )
 
 

@@ -14,7 +14,7 @@ from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import NETWORK_PROPOSER
-from cesped_stream.reference_pair import PROPOSER as REFERENCE_PROPOSER
+from cesped_stream.reference_proposer import PROPOSER as REFERENCE_PROPOSER
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
 

@@ -1,11 +1,17 @@
 """Whether scores of new particles still look like those that confidence was fitted on. numpy only."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cesped_stream.errors import InvalidCheckpointError
+from cesped_stream.settings import CalibrationSettings
 
 Float64 = NDArray[np.float64]
 
@@ -30,6 +36,45 @@ class Drift:
     largest_gap: float
     """Kolmogorov and Smirnov's: the largest difference of the cumulative distributions; NaN without scores."""
     state: DriftState
+
+
+@dataclass(frozen=True, eq=False)
+class FittedConfidences:
+    """The confidences that both half-sets' calibrators gave the particles of their fit."""
+
+    quantiles: Float64
+    """`(101,)` even ones."""
+    num_particles: int
+
+
+def read_fitted_confidences(checkpoint: Path) -> FittedConfidences | None:
+    """Return what a checkpoint's calibration (`cal-*.json`) says; None where it has none, or one without confidence.
+
+    InvalidCheckpointError where it cannot be read.
+    """
+    file = next(checkpoint.glob("cal-*.json"), None)
+    if file is None:
+        return None
+    try:
+        found = [half["calibrator"] for half in json.loads(file.read_bytes())["halves"].values()]
+        if None in found:
+            return None
+        quantiles = np.concatenate([np.asarray(part["confidence_quantiles"], np.float64) for part in found])
+        count = sum(int(part["num_particles"]) for part in found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidCheckpointError(f"{file}: {error!r}; publish the checkpoint again") from None
+    return FittedConfidences(np.quantile(quantiles, np.linspace(0, 1, SCORE_QUANTILES)), count)
+
+
+def confidence_drift(confidences: Sequence[float], fitted: FittedConfidences, settings: CalibrationSettings) -> Drift:
+    """Return how far confidences of new particles have moved from those of the fit; as `drift_of`."""
+    return drift_of(
+        confidences,
+        fitted.quantiles,
+        fitted.num_particles,
+        stale_index=settings.stale_index,
+        min_particles=settings.min_drift_particles,
+    )
 
 
 def drift_of(scores: Any, quantiles: Float64, num_fitted: int, *, stale_index: float, min_particles: int) -> Drift:

@@ -1,6 +1,6 @@
 """Rows of a star as Fourier coefficients: read once, cut to several bands."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,10 +63,12 @@ def read_band_images(
     *,
     background_radius_angstrom: float = 0.0,
     device: torch.device | str = "cpu",
+    on_images: Callable[[UsableImages], None] = lambda images: None,
 ) -> BandRows:
     """Return the coefficients of a table's rows in each of `bands`; boxes and pixel sizes may differ between rows.
 
-    Memory: `ROWS_AT_ONCE` raw images, and 20 bytes a coefficient. Raises what reading raises.
+    `on_images` is shown the raw images too, part by part: what else needs them reads them once. Memory: `ROWS_AT_ONCE`
+    raw images, and 20 bytes a coefficient. Raises what reading raises.
     """
     flag, digest = np.zeros(len(table), np.uint8), np.zeros((len(table), DIGEST_BYTES), np.uint8)
     ctf = table.ctf_parameters()
@@ -74,6 +76,7 @@ def read_band_images(
     parts = [[band_images(nothing, ctf.select(slice(0, 0)), band)] for band in bands]
     index = [np.empty(0, np.int64)]
     for part in usable_images(table, reader, flag, digest):
+        on_images(part)
         images, parameters = part.images.to(device), ctf.select(part.index)
         for found, band in zip(parts, bands, strict=True):
             found.append(band_images(images, parameters, band, background_radius_angstrom=background_radius_angstrom))

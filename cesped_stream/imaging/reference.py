@@ -87,6 +87,11 @@ def save_reference(folder: Path, reference: Reference) -> str:
     return str(values["id"])
 
 
+def reference_id(reference: Reference) -> str:
+    """Return the id that `save_reference` gives this reference: a hash of all that it is."""
+    return str(_described(reference)["id"])
+
+
 def load_reference(folder: Path, half_set: int) -> Reference:
     """Return a half-set's reference. UnreachableFileError where a file is missing, InvalidCheckpointError where one is
     not what the json says."""

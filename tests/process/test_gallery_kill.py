@@ -113,7 +113,7 @@ def test_a_session_of_a_given_map_survives_sigterm_and_kills_of_trainer_and_work
     settings = SETTINGS | {"reference": tmp_path / "map.mrc", "noise_rows_per_half": 40}
     calm = make_session("calm", unaligned, **settings)
     expected = undisturbed_export(calm.settings, TOTAL, tmp_path / "calm.star")
-    check_poses(tmp_path / "calm.star", unaligned.parent / "truth.star", TOTAL)
+    check_poses(tmp_path / "calm.star", unaligned.parent / "truth.star", many=TOTAL)
 
     session = make_session("killed", unaligned, **settings)
     session.start("coordinator")
@@ -141,12 +141,48 @@ def test_a_session_of_a_given_map_survives_sigterm_and_kills_of_trainer_and_work
     assert exported_bytes(session.settings, tmp_path / "killed.star") == expected
 
 
-def check_poses(star: Path, truth: Path, many: int = TOTAL - ALIGNED) -> None:
-    """The poses are the particles' own, and none came from a checkpoint of networks."""
+def test_kills_before_and_after_the_references_of_both_leave_the_canonical_export_equal(
+    make_session: MakeSession, landing: Path, tmp_path: Path
+) -> None:
+    settings = SETTINGS | {"proposer": "both"}
+    calm = make_session("calm", landing, **settings)
+    expected = undisturbed_export(calm.settings, TOTAL, tmp_path / "calm.star")
+    check_poses(tmp_path / "calm.star", landing.parent / "truth.star", "network+gallery+refinement")
+
+    session = make_session("killed", landing, **settings)
+    session.start("coordinator")
+    checkpoints = session.folder / "checkpoints"
+    for seen, what in (("*.work/lock", "a reference is being made"), ("ref-*", "references are published")):
+        session.start("trainer", "--name", "trainer")
+        wait_until(lambda seen=seen: list(checkpoints.glob(seen)), what)
+        end(session, "trainer")
+        assert not list(checkpoints.glob("fus-*")), "too late to show anything"
+    session.start("trainer", "--name", "trainer")
+    in_use = session.wait_for("a checkpoint in use", lambda status: status["checkpoint"])["checkpoint"]
+    assert in_use["checkpoint_id"].startswith("ref-")
+    wait_until(lambda: list(checkpoints.glob("i2s-*")), "networks are published")
+    end(session, "trainer")
+    assert not list(checkpoints.glob("fus-*")), "too late to show anything"
+    session.start("trainer", "--name", "trainer")
+    session.wait_for("the order is done", lambda status: status["training"]["state"] == "done")
+    session.start("worker", "--name", "worker-1")
+    wait_until(lambda: predicted(session) > 0, "a first pose")
+    end(session, "worker")
+    assert predicted(session) < TOTAL - ALIGNED, "too late to show anything"
+    session.start("worker", "--name", "worker-1")
+    session.wait_for(f"{TOTAL} rows posed", lambda status: status["posed"] == TOTAL)
+    for process in session.processes[::-1]:
+        if process.poll() is None:
+            assert session.stop(process) == 0
+    assert exported_bytes(session.settings, tmp_path / "killed.star") == expected
+
+
+def check_poses(star: Path, truth: Path, proposer: str = "gallery+refinement", many: int = TOTAL - ALIGNED) -> None:
+    """The poses are the particles' own, and none came from a checkpoint of networks alone."""
     table, true = read_star(star), read_star(truth)
     rows = table.select(np.flatnonzero(np.array(table.column("cestreamStatus")) == "predicted"))
     assert len(rows) == many
-    assert set(rows.column("cestreamProposer")) == {"gallery+refinement"}
+    assert set(rows.column("cestreamProposer")) == {proposer}
     place = {name.split("/")[-1]: k for k, name in enumerate(true.column("rlnImageName"))}
     own = true.select([place[name.split("/")[-1]] for name in rows.column("rlnImageName")])
     errors = angular_error_deg(own.rotations(), rows.rotations(), group_rotations("D2"))

@@ -29,7 +29,9 @@ from cesped_stream_service.coordinator import Coordinator
 from cesped_stream_service.messages import Control
 
 LANDED_BEFORE, LANDED_AFTER = 41, 50
-FIRST = {"network": "i2s-000000000001", "gallery": "ref-000000000001"}
+FIRST = {"network": "i2s-000000000001", "gallery": "ref-000000000001", "both": "fus-000000000001"}
+MEANWHILE = {"both": "ref-000000000001"}
+"""What gives poses until the first training's last checkpoint is there."""
 SECOND = "i2s-000000000002"
 REFERENCES = (5, 5)
 """Late aligned rows, per half: ten particles of s1, in two stars that overlap."""
@@ -85,8 +87,11 @@ def _release_lock_of_killed_start(bench: Bench) -> None:
 
 
 def _play(bench: Bench, core: Coordinator, life: int) -> None:
-    first = FIRST[bench.settings.proposer]
-    roles = [FakeTrainer(bench.session / "checkpoints", first), FakeWorker(incarnation=f"w{life}")]
+    proposer = bench.settings.proposer
+    trainer = FakeTrainer(
+        bench.session / "checkpoints", FIRST[proposer], first_id=MEANWHILE.get(proposer, ""), turns_between=3
+    )
+    roles = [trainer, FakeWorker(incarnation=f"w{life}")]
     landed = LANDED_AFTER if (bench.landing / "s3.star").exists() else LANDED_BEFORE
     asked = False
     for _ in range(200):
@@ -145,11 +150,12 @@ def test_many_kills_in_a_row_end_in_the_same_export(fast_root: Path, seed: int) 
     assert found[:3] == expected[:3]
 
 
+@pytest.mark.parametrize("proposer", ["gallery", "both"])
 @pytest.mark.parametrize("seed", range(3))
-def test_kills_of_a_session_that_changes_from_references_to_networks_end_in_the_same_export(
-    fast_root: Path, seed: int
+def test_kills_of_a_session_that_changes_from_references_to_another_kind_end_in_the_same_export(
+    fast_root: Path, seed: int, proposer: str
 ) -> None:
-    expected = run_session(fast_root, lambda name: None, "gallery")
+    expected = run_session(fast_root, lambda name: None, proposer)
     trained = read_star(fast_root / "session" / "batches" / "training_000002.star").column("rlnImageName")
     assert len(trained) == 12 and all("aligned" in name for name in trained)
     random = np.random.default_rng(seed)
@@ -158,7 +164,7 @@ def test_kills_of_a_session_that_changes_from_references_to_networks_end_in_the_
         if random.random() < 0.03:
             raise Killed(name)
 
-    found = run_session(fast_root, step, "gallery")
+    found = run_session(fast_root, step, proposer)
     assert found[3] >= 3
     assert found[:3] == expected[:3]
 

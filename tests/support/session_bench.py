@@ -33,6 +33,7 @@ from cesped_stream_service.messages import (
 from cesped_stream_service.settings import SessionSettings
 
 BOX = 8
+PROPOSERS = {"i2s-": "image2sphere", "ref-": "gallery+refinement", "fus-": "network+gallery+refinement"}
 
 
 class Killed(BaseException):
@@ -175,7 +176,7 @@ def result_of(lease: Lease, incarnation: str, reader: StackReader) -> tuple[Resu
     """Return poses that depend on the image's name, pixels and the checkpoint only; constant images are flagged."""
     table = read_star(Path(lease.batch_star)).select(range(lease.first_row, lease.first_row + lease.num_rows))
     n = len(table)
-    shifts = np.zeros((n, 2)) if lease.checkpoint_id.startswith("ref-") else None
+    shifts = np.zeros((n, 2)) if lease.checkpoint_id.startswith(("ref-", "fus-")) else None
     euler, top, flag, digest = np.zeros((n, 3)), np.zeros((n, 2, 4)), np.zeros(n, np.uint8), np.zeros((n, 16), np.uint8)
     for k, (image, stack) in enumerate(zip(table.column("rlnImageName"), table.column("cestreamStack"), strict=True)):
         pixels, found = reader.read(Path(unquote(stack)), [parse_image_name(image)[0]])
@@ -207,7 +208,7 @@ def result_of(lease: Lease, incarnation: str, reader: StackReader) -> tuple[Resu
         incarnation=incarnation,
         lease_id=lease.lease_id,
         checkpoint_id=lease.checkpoint_id,
-        proposer="image2sphere" if shifts is None else "gallery+refinement",
+        proposer=PROPOSERS[lease.checkpoint_id[:4]],
         compute_seconds=0.01,
         frames=(),
     )
@@ -256,36 +257,60 @@ class FakeWorker:
 
 
 class FakeTrainer:
-    """Publishes a fake checkpoint as soon as it is ordered to train."""
+    """Publishes a fake checkpoint as soon as it is ordered to train; where there is a `first_id`, that at once, and the
+    other one `turns_between` turns later."""
 
-    def __init__(self, checkpoints: Path, checkpoint_id: str = "i2s-000000000001") -> None:
+    def __init__(
+        self,
+        checkpoints: Path,
+        checkpoint_id: str = "i2s-000000000001",
+        *,
+        first_id: str = "",
+        turns_between: int = 4,
+    ) -> None:
         self.peer, self.incarnation = b"trainer", "t1"
         self.orders: list[TrainingOrder] = []
         self.acks: list[Ack] = []
-        self._checkpoints, self._id = checkpoints, checkpoint_id
+        self._checkpoints, self._id, self._first_id = checkpoints, checkpoint_id, first_id
+        self._turns_between, self._turns_left = turns_between, 0
 
     def id_of(self, order: TrainingOrder) -> str:
         """Return what the checkpoint of an order is called."""
         del order
         return self._id
 
-    def publish(self, order: TrainingOrder) -> Path:
-        """Make an order's checkpoint."""
-        return fake_checkpoint(self._checkpoints, self.id_of(order))
+    def made(self, order: TrainingOrder, checkpoint_id: str) -> Path:
+        """Write an order's checkpoint."""
+        del order
+        return fake_checkpoint(self._checkpoints, checkpoint_id)
 
     def turn(self, core: Coordinator) -> None:
         core.handle(self.peer, Hello(role="trainer", name="trainer", incarnation="t1", pid=2, device="cpu"), {})
+        if self._turns_left:
+            self._turns_left -= 1
+            if not self._turns_left:
+                self.publish(core, self.orders[-1], self._id)
+            return
         for out in core.handle(self.peer, Ready(incarnation="t1"), {}):
             if isinstance(out.message, TrainingOrder):
                 self.orders.append(out.message)
-                done = TrainingDone(
-                    incarnation="t1",
-                    training_id=out.message.training_id,
-                    checkpoint_id=self.id_of(out.message),
-                    checkpoint=str(self.publish(out.message)),
-                    seconds=1.0,
-                )
-                self.acks += [o.message for o in core.handle(self.peer, done, {}) if isinstance(o.message, Ack)]
+                if self._first_id:
+                    self._turns_left = self._turns_between
+                    self.publish(core, out.message, self._first_id, complete=False)
+                else:
+                    self.publish(core, out.message, self.id_of(out.message))
+
+    def publish(self, core: Coordinator, order: TrainingOrder, checkpoint_id: str, *, complete: bool = True) -> None:
+        """Write a checkpoint and tell of it."""
+        done = TrainingDone(
+            incarnation="t1",
+            training_id=order.training_id,
+            checkpoint_id=checkpoint_id,
+            checkpoint=str(self.made(order, checkpoint_id)),
+            seconds=1.0,
+            complete=complete,
+        )
+        self.acks += [o.message for o in core.handle(self.peer, done, {}) if isinstance(o.message, Ack)]
 
     def hear(self, messages: list[Outgoing]) -> None:
         del messages
@@ -298,12 +323,12 @@ class FakeReferenceTrainer(FakeTrainer):
         """Return an id that names source and number of the order."""
         return f"ref-{order.source}-{order.training_id}"
 
-    def publish(self, order: TrainingOrder) -> Path:
-        """Make references of the order's rows; a given map's hold none and are shared."""
+    def made(self, order: TrainingOrder, checkpoint_id: str) -> Path:
+        """Write references of the order's rows; a given map's hold none and are shared."""
         is_map = order.source == "map"
         made_of = None if is_map else read_star(Path(order.aligned_star))
         independence = "shared_reference" if is_map else "independent"
-        return fake_references(self._checkpoints, self.id_of(order), made_of, independence)
+        return fake_references(self._checkpoints, checkpoint_id, made_of, independence)
 
 
 def turn(core: Coordinator, clock: Clock, roles: Sequence[FakeWorker | FakeTrainer], seconds: float = 0.6) -> None:

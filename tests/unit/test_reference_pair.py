@@ -19,15 +19,14 @@ from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import open_proposer
 from cesped_stream.reference_pair import (
-    PROPOSER,
     MatchingSettings,
     ReferenceManifest,
-    ReferenceProposer,
     checkpoint_kind,
     publish_map,
     publish_references,
     read_reference_manifest,
 )
+from cesped_stream.reference_proposer import PROPOSER, ReferenceProposer
 from cesped_stream.settings import (
     GallerySettings,
     InferenceSettings,

@@ -17,12 +17,14 @@ from cesped_stream.particles.own_columns import CHECKPOINT
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import ParticleTable
-from cesped_stream.reference_pair import ReferenceManifest, ReferenceProposer
+from cesped_stream.reference_pair import ReferenceManifest
+from cesped_stream.reference_proposer import ReferenceProposer
 from cesped_stream.settings import SimulationSettings
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
 from cesped_stream_service.messages import TrainingOrder
-from cesped_stream_service.referencing import kept_map, publish_ordered
+from cesped_stream_service.publishing import Publisher
+from cesped_stream_service.referencing import kept_map, published_of
 from cesped_stream_service.settings import SessionSettings
 from cesped_stream_service.worker import matching_settings
 
@@ -66,8 +68,9 @@ def published(
     write_star(star, rows)
     work_folder = str(checkpoints / f"{number}.work")
     asked = TrainingOrder(training_id=number, aligned_star=str(star), work_folder=work_folder, **order)  # type: ignore[arg-type]
-    folder, manifest = publish_ordered(asked, read_star(star), settings, lambda half: None)
-    return ReferenceProposer(folder, matching_settings(settings)), manifest
+    publisher = Publisher(settings, read_star(star), Path(work_folder), checkpoints)
+    proposer = ReferenceProposer(published_of(asked, publisher).folder, matching_settings(settings))
+    return proposer, proposer.manifest
 
 
 def with_poses(table: ParticleTable, poses: PoseBatch, checkpoint_id: str) -> ParticleTable:
@@ -97,6 +100,9 @@ def test_rebuilt_references_reach_further_and_pose_better_than_the_map_that_pose
     for half, record in manifest.halves.items():
         assert (record.num_training, record.num_validation) == (FIRST, 0)
         assert record.resolution_angstrom < 0.8 * of_map.halves[half].resolution_angstrom
+        assert (record.noise_score, of_map.halves[half].noise_score) != (None, None)
+        assert "0 held-out particles" in manifest.uncalibrated, "predicted poses are no truth"
+    assert np.isfinite(by_map.poses(later, StackReader()).above_noise).all()
     before = median_error_deg(later, by_map.poses(later, StackReader()))
     after = median_error_deg(later, rebuilt.poses(later, StackReader()))
     assert after < 0.6 * before
