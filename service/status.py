@@ -59,7 +59,7 @@ class CheckpointStatus(_Part):
     folder: str
     rows: int
     """Rows whose committed pose came from it."""
-    calibration: str
+    calibration: str = "none"
     """Of its confidence: "none", or "too_few", "steady", "stale": how the latest ones compare with those of the fit."""
     independence: str = "unknown"
     """Of its half-sets: independent, shared_reference or unknown."""
