@@ -73,7 +73,7 @@ class TrainingStatus(_Part):
     max_steps: int
     half_steps: tuple[int, ...]
     """Of half-sets 0 and 1; `step` is their sum, `max_steps` what both have to do."""
-    stage: str
+    stage: str = ""
     """What is being made that is not counted in steps; empty where nothing is."""
     validation_error_deg: tuple[float, ...]
     seconds: float | None
