@@ -14,7 +14,7 @@ from typing import ClassVar, Final, Literal, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from cesped_stream.calibration.calibrator import Calibrator
 from cesped_stream.calibration.store import Calibration, HalfCalibration
@@ -74,27 +74,19 @@ class MatchingSettings:
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
 
-class NoiseScore(BaseModel):
-    """What images of nothing but noise reach in a half-set's gallery, see `gallery.search.NoiseScores`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    mean: float
-    std: float = Field(gt=0)
-
-
 class ReferenceRecord(FileRecord):
     """One half-set's reference: its description's file, what it was made of and how good poses by it are."""
 
     reference_id: str = ""
     num_training: int = Field(ge=0)
     """Particles in it."""
+    num_left_out: int = Field(0, ge=0)
+    """Aligned particles that are not in it since they agree with it no better than noise."""
     num_validation: int = Field(ge=0)
     """Aligned particles of other micrographs, which the errors are measured on."""
     resolution_angstrom: float = Field(gt=0)
     mean_error_deg: float | None = None
     median_error_deg: float | None = None
-    noise_score: NoiseScore | None = None
 
 
 class ReferenceManifest(PublishedManifest):
@@ -194,15 +186,10 @@ def publish_map(
     for half in HALVES:
         given = reference_from_map(volume, pixel_size_angstrom, training.symmetry, half, matching.referencing)
         on_stage(half, "noise")
-        matcher, own = half_matcher(given, matching, half), rows_of_half(table, half)
-        references[half] = replace(given, noise=matcher.learn_noise(own, reader))
-        scores = matcher.measure_noise(own, reader)
-        records[half] = ReferenceRecord(
-            num_training=0,
-            num_validation=0,
-            resolution_angstrom=given.resolution_angstrom,
-            noise_score=NoiseScore(mean=scores.mean, std=scores.std),
-        )
+        matcher, rows = half_matcher(given, matching, half), rows_of_half(table, half)
+        noise = matcher.learn_noise(rows, reader)
+        references[half] = replace(given, noise=noise, of_noise=matcher.measure_noise(rows, reader))
+        records[half] = ReferenceRecord(num_training=0, num_validation=0, resolution_angstrom=given.resolution_angstrom)
     manifest = ReferenceManifest(
         symmetry=training.symmetry,
         halves=records,
@@ -251,19 +238,18 @@ def _half(
     held_out = rows.select(split.validation[:: -(-len(split.validation) // MAX_VALIDATION_ROWS) or 1])
     matcher = half_matcher(reference, matching, half)
     on_stage(half, "confidence")
-    others = held_out_rows(labelled, half, matching.calibration.max_particles)
-    of_others = matcher.scoring(1 - half)
-    like_others = others if len(others) else held_out_rows(table, half, matching.calibration.max_particles)
-    noise = of_others.measure_noise(like_others, reader) if len(like_others) else None
+    reference = replace(reference, of_noise=matcher.measure_noise(rows, reader))
     errors = _errors_deg(matcher, held_out, reader, training.symmetry)
     record = ReferenceRecord(
-        num_training=len(reference.members),
+        num_training=len(reference.members) - reference.num_left_out,
+        num_left_out=reference.num_left_out,
         num_validation=len(errors),
         resolution_angstrom=reference.resolution_angstrom,
         mean_error_deg=float(errors.mean()) if len(errors) else None,
         median_error_deg=float(np.median(errors)) if len(errors) else None,
-        noise_score=NoiseScore(mean=noise.mean, std=noise.std) if noise else None,
     )
+    others = held_out_rows(labelled, half, matching.calibration.max_particles)
+    of_others = matcher.scoring(1 - half)
     calibrator = _calibrator(of_others, others, half, reader, training.symmetry, matching.calibration)
     return _Half(reference, record, calibrator)
 

@@ -10,7 +10,6 @@ import numpy as np
 from cesped_stream.calibration.calibrator import Calibrator
 from cesped_stream.calibration.store import Calibration, load_calibration
 from cesped_stream.conventions import HALVES
-from cesped_stream.gallery.search import NoiseScores
 from cesped_stream.held_out import features_of, optics_names
 from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch
@@ -86,8 +85,6 @@ class ReferenceProposer:
         if half not in self._matchers:
             source = half if self._half_mode == "gold_standard" else 1 - half
             matcher = half_matcher(self._references[source], self._matching, half)
-            noise = self.manifest.halves[source].noise_score
-            matcher.of_noise = NoiseScores(noise.mean, noise.std) if noise else None
             self._matchers[half] = matcher
         return self._matchers[half]
 

@@ -575,6 +575,11 @@ class ReferenceSettings(Settings):
     rebuild_max_rows: int = Field(
         10_000, ge=20, description="Posed rows of a half-set, at most, in a rebuilt reference: the newest ones."
     )
+    leave_out: bool = Field(
+        True,
+        description="Leave out aligned rows that the map of other rows explains, at their poses, no better than noise: "
+        "junk and wrong poses.",
+    )
 
 
 class GallerySettings(Settings):
@@ -597,7 +602,17 @@ class GallerySettings(Settings):
         ge=0,
         description="Finest resolution compared; 0: what each grid's step supports, or the reference's.",
     )
-    shift_range_angstrom: float = Field(15.0, ge=0, description="Shifts within this distance are searched.")
+    shift_range_angstrom: float = Field(
+        0.0,
+        ge=0,
+        description="Shifts within this distance are searched; 0: as far as 99 % of the aligned rows' origins reach, "
+        "at least 15 (a given map: 15).",
+    )
+    shift_prior: bool = Field(
+        True,
+        description="Weigh shifts by how often the aligned rows have them; false: where those were re-extracted, "
+        "centred, and what streams was not.",
+    )
     shift_step_angstrom: float = Field(
         0.0, ge=0, description="Distance of the coarse search's shifts; 0: a quarter of its limit."
     )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,8 @@ from cesped_stream.settings import CalibrationSettings
 Float64 = NDArray[np.float64]
 
 SCORE_QUANTILES: Final = 101
+LEAST_MOVE: Final = 0.05
+LEAST_MOVED: Final = 0.1
 
 
 class DriftState(StrEnum):
@@ -67,14 +69,34 @@ def read_fitted_confidences(checkpoint: Path) -> FittedConfidences | None:
 
 
 def confidence_drift(confidences: Sequence[float], fitted: FittedConfidences, settings: CalibrationSettings) -> Drift:
-    """Return how far confidences of new particles have moved from those of the fit; as `drift_of`."""
-    return drift_of(
+    """Return how far confidences of new particles have moved from those of the fit; as `drift_of`.
+
+    Stale only where more than `LEAST_MOVED` of the particles moved by more than `LEAST_MOVE`: where nearly all are
+    right, all confidences are nearly one, and the third decimal is no drift.
+    """
+    drift = drift_of(
         confidences,
         fitted.quantiles,
         fitted.num_particles,
         stale_index=settings.stale_index,
         min_particles=settings.min_drift_particles,
     )
+    if drift.state is DriftState.STALE and _share_moved(np.asarray(confidences), fitted.quantiles) <= LEAST_MOVED:
+        return replace(drift, state=DriftState.STEADY)
+    return drift
+
+
+def _share_moved(values: Float64, quantiles: Float64) -> float:
+    """Return the largest difference of the cumulative distributions, one of them moved by `LEAST_MOVE`."""
+    new, fit = np.sort(values), np.sort(quantiles)
+    at = np.concatenate([new, fit, new + LEAST_MOVE, fit + LEAST_MOVE])
+
+    def below(sample: Float64, moved: float) -> Float64:
+        return np.asarray(np.searchsorted(sample, at - moved, side="right") / len(sample), np.float64)
+
+    worse = below(new, LEAST_MOVE) - below(fit, 0.0)
+    better = below(fit, LEAST_MOVE) - below(new, 0.0)
+    return float(max(worse.max(), better.max()))
 
 
 def drift_of(scores: Any, quantiles: Float64, num_fitted: int, *, stale_index: float, min_particles: int) -> Drift:

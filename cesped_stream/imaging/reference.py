@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidCheckpointError, PermanentError, UnreachableFileError
 from cesped_stream.imaging.maps import read_map, write_map
-from cesped_stream.imaging.noise_model import NoiseModel
+from cesped_stream.imaging.noise_model import NoiseModel, NoiseScores
+from cesped_stream.imaging.shift_prior import ShiftPrior
 from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.table import ParticleTable
 
@@ -39,6 +40,12 @@ class Reference:
     """Sorted digests of the particles in it (`particle_digests`); empty for a given map."""
     noise: NoiseModel | None = None
     """Noise of its optics groups, fitted at the poses that it is made of."""
+    shift_prior: ShiftPrior | None = None
+    """Where its particles stand in their images; None for a given map."""
+    of_noise: NoiseScores | None = None
+    """What noise reaches beside it; measured where it is published (`ReferenceMatcher.measure_noise`)."""
+    num_left_out: int = 0
+    """Members that are not in the map, since they agree with it no better than noise (`reconstruction.agreement`)."""
 
     @property
     def alignment(self) -> str:
@@ -105,7 +112,7 @@ def load_reference(folder: Path, half_set: int) -> Reference:
         raise InvalidCheckpointError(f"{stem}.json: {error}; write the reference again") from None
     volume, _ = read_map(stem.with_suffix(".mrc"))
     try:
-        noise = values["noise"]
+        noise, shift_prior = values["noise"], values.get("shift_prior")
         reference = Reference(
             volume,
             float(values["pixel_size_angstrom"]),
@@ -115,6 +122,9 @@ def load_reference(folder: Path, half_set: int) -> Reference:
             bool(values["shared"]),
             members,
             None if noise is None else NoiseModel.from_json(noise),
+            None if shift_prior is None else ShiftPrior.from_json(shift_prior),
+            None if values.get("of_noise") is None else NoiseScores(**values["of_noise"]),
+            int(values.get("num_left_out", 0)),
         )
     except (KeyError, TypeError) as error:
         raise InvalidCheckpointError(f"{stem}.json: {error!r}; write the reference again") from None
@@ -136,5 +146,11 @@ def _described(reference: Reference) -> dict[str, Any]:
         "members_sha256": hashlib.sha256(reference.members.astype("<u8").tobytes()).hexdigest(),
         "noise": None if reference.noise is None else reference.noise.to_json(),
     }
+    if reference.shift_prior is not None:
+        values["shift_prior"] = reference.shift_prior.to_json()
+    if reference.of_noise is not None:
+        values["of_noise"] = {"mean": reference.of_noise.mean, "std": reference.of_noise.std}
+    if reference.num_left_out:
+        values["num_left_out"] = reference.num_left_out
     values["id"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
     return values

@@ -107,6 +107,15 @@ def test_the_manifest_says_what_it_holds(published: Path) -> None:
         read_manifest(published)
 
 
+def test_what_noise_reaches_is_published_and_every_pose_tells_how_far_above_it_stands(
+    published: Path, poses: PoseBatch
+) -> None:
+    for half in (0, 1):
+        of_noise = load_reference(published, half).of_noise
+        assert of_noise is not None and of_noise.std > 0
+    assert np.isfinite(poses.above_noise).all() and np.median(poses.above_noise) > 2
+
+
 def test_held_out_micrographs_are_in_no_reference(published: Path, aligned: ParticleTable) -> None:
     for half in (0, 1):
         own = aligned.select(np.flatnonzero(aligned.half_sets() == half))

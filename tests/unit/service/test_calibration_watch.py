@@ -53,6 +53,19 @@ def test_confidences_of_now_that_are_unlike_those_of_the_fit_make_it_stale(tmp_p
     assert state_after(watch) is DriftState.STALE
 
 
+def test_confidences_that_differ_in_the_third_decimal_are_no_drift(tmp_path: Path) -> None:
+    watch = CalibrationWatch(CalibrationSettings())
+    folder = checkpoint(tmp_path)
+    file = next(folder.glob("cal-*.json"))
+    sure = {"calibrator": {"confidence_quantiles": [0.991] * 60 + [0.998] * 41, "num_particles": 600}}
+    file.write_text(json.dumps({"halves": {"0": sure, "1": sure}}))
+    watch.look_at(folder)
+    watch.see(finished(np.full(400, 0.991)))
+    assert state_after(watch) is DriftState.STEADY
+    watch.see(finished(np.full(400, 0.8)))
+    assert state_after(watch) is DriftState.STALE
+
+
 def test_only_calibrated_results_of_the_checkpoint_in_use_count(tmp_path: Path) -> None:
     watch = CalibrationWatch(CalibrationSettings())
     watch.look_at(checkpoint(tmp_path))
