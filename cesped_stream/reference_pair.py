@@ -122,20 +122,24 @@ def publish_references(
     trained_on: str = "",
     origin: str = "aligned rows",
     labelled: ParticleTable | None = None,
+    calibrate: bool = True,
     on_stage: Callable[[int, str], None] = lambda half, stage: None,
 ) -> tuple[Path, ReferenceManifest]:
     """Make each half-set's reference of its own aligned rows and publish both as one checkpoint.
 
     `training` says the symmetry, the independence of the halves and which micrographs are held out: those are in no
     reference, and poses are measured on at most `MAX_VALIDATION_ROWS` of them. Confidence is fitted for each half-set's
-    reference on the other one's rows (`held_out`), where they are enough; the manifest says why where they are not.
-    `labelled` are the rows whose poses may tell that, by default all.
+    reference on the other one's rows (`held_out`), where they are enough; the manifest says why where they are not, or
+    where these are the ones to be scored (not `calibrate`).
+    `labelled` are the rows whose poses may tell confidence, by default all.
     Halves are made side by side where there are threads for it, each with one intra-op thread. Started again with the
     same arguments it gives the same bytes. `on_stage` is called as a half-set's next stage begins, from either thread.
     Raises what `reference_from_rows` and reading raise.
     """
     device, labelled = pick_device(matching.device), table if labelled is None else labelled
-    made = of_both_halves(lambda half: _half(table, labelled, half, reader, training, matching, on_stage), device)
+    made = of_both_halves(
+        lambda half: _half(table, labelled, half, reader, training, matching, on_stage, calibrate=calibrate), device
+    )
     references = {half: part.reference for half, part in made.items()}
     calibration, why = _calibration(made, training.symmetry)
     manifest = ReferenceManifest(
@@ -227,6 +231,8 @@ def _half(
     training: TrainingSettings,
     matching: MatchingSettings,
     on_stage: Callable[[int, str], None],
+    *,
+    calibrate: bool,
 ) -> _Half:
     on_stage(half, "reference")
     rows = rows_of_half(table.select(np.flatnonzero(table.has_poses())), half)
@@ -248,6 +254,8 @@ def _half(
         mean_error_deg=float(errors.mean()) if len(errors) else None,
         median_error_deg=float(np.median(errors)) if len(errors) else None,
     )
+    if not calibrate:
+        return _Half(reference, record, TooFew("no row is held out: each half-set is scored by the other's reference"))
     others = held_out_rows(labelled, half, matching.calibration.max_particles)
     of_others = matcher.scoring(1 - half)
     calibrator = _calibrator(of_others, others, half, reader, training.symmetry, matching.calibration)

@@ -1,6 +1,7 @@
 """References of both half-sets as one checkpoint, and the poses that they give."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 from support.matching import PIXEL_SIZE, molecule
 
 from cesped_stream.benchmark.entries import open_entry
+from cesped_stream.calibration.calibrator import ids_sha256
+from cesped_stream.calibration.store import load_calibration
 from cesped_stream.errors import InvalidCheckpointError, PermanentError
+from cesped_stream.held_out import held_out_rows
 from cesped_stream.imaging.entry import write_entry
 from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch
@@ -28,6 +32,7 @@ from cesped_stream.reference_pair import (
 )
 from cesped_stream.reference_proposer import PROPOSER, ReferenceProposer
 from cesped_stream.settings import (
+    CalibrationSettings,
     GallerySettings,
     InferenceSettings,
     ReferenceSettings,
@@ -114,6 +119,31 @@ def test_what_noise_reaches_is_published_and_every_pose_tells_how_far_above_it_s
         of_noise = load_reference(published, half).of_noise
         assert of_noise is not None and of_noise.std > 0
     assert np.isfinite(poses.above_noise).all() and np.median(poses.above_noise) > 2
+
+
+def test_too_few_held_out_rows_leave_the_mass_and_the_manifest_says_why(published: Path, poses: PoseBatch) -> None:
+    manifest = read_reference_manifest(published)
+    assert manifest.calibration == "" and not poses.calibrated.any()
+    assert manifest.uncalibrated.startswith("half-set 0: 230 held-out particles of ")
+    assert "confidence needs 500 (calibration.min_particles)" in manifest.uncalibrated
+    np.testing.assert_array_equal(poses.confidence, poses.top_probability.max(axis=1))
+
+
+def test_confidence_of_a_half_is_fitted_on_the_other_halfs_rows_only(aligned: ParticleTable, tmp_path: Path) -> None:
+    fewer = replace(MATCHING, calibration=CalibrationSettings(min_particles=100, max_particles=120))
+    folder, manifest = publish_references(
+        aligned, StackReader(), TRAINING, fewer, work_folder=tmp_path / "work", checkpoints_folder=tmp_path
+    )
+    file = folder / manifest.calibration
+    calibration = load_calibration(file, checkpoint_id="", symmetry="D2")
+    assert calibration.reference_ids == {half: record.reference_id for half, record in manifest.halves.items()}
+    for half in (0, 1):
+        others = held_out_rows(aligned, half, 120)
+        assert len(others) == 120 and set(others.half_sets()) == {1 - half}
+        calibrator = calibration.halves[half].calibrator
+        assert calibrator is not None and calibrator.num_particles == 120
+        assert calibrator.particles_sha256 == ids_sha256(map(str, particle_digests(others).tolist()))
+    assert manifest.files[file.name] and not manifest.uncalibrated
 
 
 def test_held_out_micrographs_are_in_no_reference(published: Path, aligned: ParticleTable) -> None:
