@@ -1,12 +1,16 @@
 """How independent the half-sets are of poses that several checkpoints made. No torch here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cesped_stream.errors import CespedStreamError
+from cesped_stream.particles.own_columns import CHECKPOINT
+from cesped_stream.particles.table import ParticleTable
 from cesped_stream.published import read_listing
 
 from .finished import NO_CHECKPOINT
+from .session import SessionFolder
+from .settings import SessionSettings
 
 SHARED, INDEPENDENT, UNKNOWN = "shared_reference", "independent", "unknown"
 
@@ -26,6 +30,13 @@ def independence_of(used: Iterable[str], checkpoints: Path, given: str, alignmen
     return least_independent(
         alignment if name == NO_CHECKPOINT else _stated(name, checkpoints, given) for name in sorted(set(used))
     )
+
+
+def independence_of_rows(exported: Sequence[ParticleTable], session: SessionSettings) -> str:
+    """Return the independence of all predicted rows of a session's export, whichever checkpoint is in use by then."""
+    used = {name for table in exported for name in table.column(CHECKPOINT)} - {NO_CHECKPOINT}
+    checkpoints = SessionFolder.of(session).checkpoints
+    return independence_of(used, checkpoints, session.checkpoint, session.training.alignment)
 
 
 def _stated(checkpoint_id: str, checkpoints: Path, given: str) -> str:

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .independence import SHARED
+from .pose_status import pose_words
 from .status import LatencyStatus, RoleStatus, SessionState, SessionStatus, TrainingStatus
 
 SOURCE_WORDS = {"aligned": "rows", "map": "rows beside a given map", "poses": "aligned and predicted rows"}
@@ -91,6 +92,8 @@ def _work(status: SessionStatus) -> Table:
     if checkpoint is not None and checkpoint.independence == SHARED:
         used += f", {SHARED}"
     table.add_row("checkpoint", used)
+    for name, words in pose_words(status.poses).items():
+        table.add_row(name, words)
     shards = f"{status.shards} sealed"
     table.add_row("shards", shards + (f", {status.reinfer_shards_left} to redo" if status.reinfer_shards_left else ""))
     table.add_row("stars", f"{status.stars}, {status.stars_waiting} waiting, {status.quarantined_stars} quarantined")
