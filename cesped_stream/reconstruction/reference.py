@@ -65,7 +65,7 @@ def reference_from_rows(
         agree = agreeing(_log_likelihoods(usable, part_of, made, settings, reader, device))
         if agree.sum() < LEAST_ROWS or np.count_nonzero(~agree) == left_out:
             break
-        left_out = np.count_nonzero(~agree)
+        left_out = int(np.count_nonzero(~agree))
         made = make(usable.select(np.flatnonzero(agree)), part_of[agree])
     logger.info("reference made", extra={"num_rows": len(usable) - left_out, "num_left_out": left_out})
     return Reference(
