@@ -147,9 +147,11 @@ class ProjectionGallery:
             density = (learned.log_density_at(self.coarse_shifts_angstrom), learned.log_density_at(near))
         mass = np.logaddexp.reduce(density[0])
         per_cell = 2 * np.log(self._coarse_step / self.shift_step_angstrom)
-        values = density[0] - mass, density[1] - mass - per_cell
-        of_coarse, of_near = (torch.from_numpy(part.astype(np.float32)).to(self.device) for part in values)
-        return of_coarse, of_near
+        first, about = (
+            torch.from_numpy(part.astype(np.float32)).to(self.device)
+            for part in (density[0] - mass, density[1] - mass - per_cell)
+        )
+        return first, about
 
     def __len__(self) -> int:
         """Return the number of views of the result's order."""
