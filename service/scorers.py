@@ -25,6 +25,7 @@ class Scorers:
         self._tables = tables
         self._half_mode: Literal["gold_standard", "cross_half"] = half_mode
         self._members: dict[str, ReferenceMembers] = {}
+        self._verified: dict[str, VerifiedCheckpoint] = {}
 
     def first_part(self, span: Span, in_use: VerifiedCheckpoint) -> tuple[Span, VerifiedCheckpoint | None]:
         """Return the longest first part of a span that one checkpoint may score, and that checkpoint or None.
@@ -55,7 +56,9 @@ class Scorers:
         good = []
         for folder in dict.fromkeys(folder for folder in folders if folder):
             try:
-                good.append(verify_checkpoint(Path(folder)))
+                if folder not in self._verified:
+                    self._verified[folder] = verify_checkpoint(Path(folder))
             except CespedStreamError:
                 continue
+            good.append(self._verified[folder])
         return good
