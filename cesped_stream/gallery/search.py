@@ -113,6 +113,15 @@ class ProjectionGallery:
             projector, settings.coarse_order, self.coarse_band, coarse_displacement, self._coarse_step
         )
         self._fine = self._views(projector, settings.grid_order, self.band, displacement, self.shift_step_angstrom)
+        self._prepare_shifts()
+        children, is_child = finer_views_of(self._coarse.unit, self._fine.unit)
+        self._children = torch.from_numpy(children).to(self.device)
+        self._is_child = torch.from_numpy(is_child).to(self.device)
+        self._log_children = self._is_child.sum(1).clamp(min=1e-9).log()
+        self._kept_views = max(1, round(settings.keep_fraction * len(self._coarse)))
+
+    def _prepare_shifts(self) -> None:
+        """Phases and priors of the coarse shifts and of those about each."""
         self._coarse_phases, near_phases, self._centre_phases = (
             band.shift_phases(torch.from_numpy(shifts)).to(self.device)
             for band, shifts in (
@@ -125,11 +134,6 @@ class ProjectionGallery:
         self._coarse_prior, self._near_prior = self._priors()
         grid = torch.from_numpy(self.coarse_shifts_angstrom).to(self.device)
         self._is_beside = torch.cdist(grid, grid) <= NEAR_COARSE_STEPS * self._coarse_step + 1e-6
-        children, is_child = finer_views_of(self._coarse.unit, self._fine.unit)
-        self._children = torch.from_numpy(children).to(self.device)
-        self._is_child = torch.from_numpy(is_child).to(self.device)
-        self._log_children = self._is_child.sum(1).clamp(min=1e-9).log()
-        self._kept_views = max(1, round(settings.keep_fraction * len(self._coarse)))
 
     @property
     def shift_range_angstrom(self) -> float:
