@@ -163,7 +163,8 @@ def check_training_can_start(plan: ReplayPlan, session: SessionSettings) -> None
     if counts.min() < session.min_aligned_per_half:
         raise InvalidSettingsError(
             f"aligned particles per half-set: {counts[0]} and {counts[1]}, training waits for "
-            f"{session.min_aligned_per_half} (min_aligned_per_half); align more or other micrographs"
+            f"{session.min_aligned_per_half} (min_aligned_per_half); align more or other micrographs, as with "
+            "--first-aligned 2500"
         )
 
 

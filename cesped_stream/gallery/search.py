@@ -16,7 +16,7 @@ from cesped_stream.gallery.views import (
     supported_angstrom,
     views_of,
 )
-from cesped_stream.imaging.band import Band, BandImages, exact_product
+from cesped_stream.imaging.band import Band, BandImages, exact_product, times_real
 from cesped_stream.imaging.noise_model import NoiseModel, whitened_weights
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
@@ -192,7 +192,7 @@ class ProjectionGallery:
             unresolved = square * images.ctf_square * (views.shell_power * (1 - views.envelope.square()))
             linear, square = linear / (1 + unresolved), square / (1 + unresolved)
         length = images.power.sum(1).sqrt()
-        return _Batch(images.matched * linear, (images.ctf_square * square).T.contiguous(), length)
+        return _Batch(times_real(images.matched, linear), (images.ctf_square * square).T.contiguous(), length)
 
     def _propose_batch(self, images: BandImages, noise: NoiseModel, rows: Int64) -> list[Tensor]:
         """Positions of the fine views kept, their log-weights, shifts and the best score."""
