@@ -240,13 +240,13 @@ def _confidence(
     values, label = confidence
     particle = matched.is_particle
     above_noise = numbers_of(matched.predicted.column(ABOVE_NOISE)) if ABOVE_NOISE in matched.predicted else None
-    told = above_noise is not None and bool(np.isfinite(above_noise).all())
+    told = np.zeros(len(particle), np.bool_) if above_noise is None else np.isfinite(above_noise)
     near = particle & (errors_deg <= 15)
     return PredictedConfidence(
         label=label,
         effective_number=effective_number(values),
         junk_auc=area_under_curve(values, particle),
-        above_noise_junk_auc=area_under_curve(above_noise, particle) if above_noise is not None and told else None,
+        above_noise_junk_auc=None if above_noise is None else area_under_curve(above_noise[told], particle[told]),
         within_15_deg_auc=area_under_curve(values[particle], near[particle]),
         num_within_15_deg=int(near.sum()),
         num_beyond_15_deg=int((particle & ~near).sum()),

@@ -188,8 +188,8 @@ def test_junk_has_no_error_but_stands_in_the_map_and_is_told_by_confidence(truth
     assert result.poses is not None and result.confidence is not None and result.maps is not None
     assert result.poses.together.mean_deg == pytest.approx(4.0, abs=1e-4)
     assert result.confidence.junk_auc == result.confidence.above_noise_junk_auc == 1.0
-    partly = predicted.with_columns({"cestreamAboveNoise": ["none", *above[1:]]})
-    other = evaluate_poses(known, partly, symmetry="C1", engine=ENGINE).confidence
+    without = predicted.with_columns({"cestreamAboveNoise": ["none"] * len(kinds)})
+    other = evaluate_poses(known, without, symmetry="C1", engine=ENGINE).confidence
     assert other is not None and other.above_noise_junk_auc is None
     assert result.num_junk_in_maps == 30
     assert sum(result.maps.truth.num_particles) == 90
