@@ -29,10 +29,11 @@ from cesped_stream.held_out import (
     held_out_rows,
     optics_names,
 )
-from cesped_stream.imaging.reference import UInt64, particle_digests
+from cesped_stream.imaging.reference import UInt64
 from cesped_stream.inference import PoseBatch, Predictor
 from cesped_stream.matching import Float64
 from cesped_stream.model.checkpoint import CheckpointManifest, HalfMode
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.published import (

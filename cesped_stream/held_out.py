@@ -11,8 +11,9 @@ import numpy as np
 from cesped_stream.calibration.answers import confidence_features
 from cesped_stream.calibration.calibrator import Calibrator, HeldOutAnswers, fit_calibrator
 from cesped_stream.imaging.noise_model import optics_key
-from cesped_stream.imaging.reference import UInt64, particle_digests
+from cesped_stream.imaging.reference import UInt64
 from cesped_stream.matching import Float64, MatchedPoses
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import CalibrationSettings
 from cesped_stream.so3.distance import angular_error_deg

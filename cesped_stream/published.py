@@ -83,6 +83,8 @@ class Listing(BaseModel):
 
     kind: str = NETWORK_KIND
     checkpoint_id: str = Field(min_length=1)
+    independence: str = "unknown"
+    """Of its half-sets: independent, shared_reference or unknown."""
     halves: dict[int, _Record]
     files: dict[str, str] = Field(default_factory=dict)
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from cesped_stream.calibration.calibrator import Calibrator
 from cesped_stream.calibration.store import Calibration, HalfCalibration
 from cesped_stream.conventions import HALVES
-from cesped_stream.errors import InvalidCheckpointError
+from cesped_stream.errors import InvalidCheckpointError, PermanentError
 from cesped_stream.held_out import TooFew, features_of, fit_confidence, held_out_rows, too_few
 from cesped_stream.imaging.reference import Float32, Reference, reference_id, save_reference
 from cesped_stream.matching import ReferenceMatcher
@@ -52,6 +52,8 @@ from cesped_stream.training.fit import intra_op_threads
 from cesped_stream.training.rows import rows_of_half, split_by_micrograph
 
 MAX_VALIDATION_ROWS: Final = 200
+MOST_TIMES_LARGER: Final = 2.5
+"""A map beside the images that it is compared with, or they beside it."""
 _SUFFIXES: Final = (".json", ".mrc", ".members")
 
 CheckpointKind = Literal["network", "reference", "fused"]
@@ -118,6 +120,8 @@ def publish_references(
     work_folder: Path,
     checkpoints_folder: Path,
     trained_on: str = "",
+    origin: str = "aligned rows",
+    labelled: ParticleTable | None = None,
     calibrate: bool = True,
     on_stage: Callable[[int, str], None] = lambda half, stage: None,
 ) -> tuple[Path, ReferenceManifest]:
@@ -127,20 +131,21 @@ def publish_references(
     reference, and poses are measured on at most `MAX_VALIDATION_ROWS` of them. Confidence is fitted for each half-set's
     reference on the other one's rows (`held_out`), where they are enough; the manifest says why where they are not, or
     where these are the ones to be scored (not `calibrate`).
+    `labelled` are the rows whose poses may tell confidence, by default all.
     Halves are made side by side where there are threads for it, each with one intra-op thread. Started again with the
     same arguments it gives the same bytes. `on_stage` is called as a half-set's next stage begins, from either thread.
     Raises what `reference_from_rows` and reading raise.
     """
-    device = pick_device(matching.device)
+    device, labelled = pick_device(matching.device), table if labelled is None else labelled
     made = of_both_halves(
-        lambda half: _half(table, half, reader, training, matching, on_stage, calibrate=calibrate), device
+        lambda half: _half(table, labelled, half, reader, training, matching, on_stage, calibrate=calibrate), device
     )
     references = {half: part.reference for half, part in made.items()}
     calibration, why = _calibration(made, training.symmetry)
     manifest = ReferenceManifest(
         symmetry=training.symmetry,
         halves={half: part.record for half, part in made.items()},
-        origin="aligned rows",
+        origin=origin,
         independence=training.alignment,
         trained_on=trained_on,
         uncalibrated=why,
@@ -171,16 +176,20 @@ def publish_map(
     work_folder: Path,
     checkpoints_folder: Path,
     trained_on: str = "",
+    on_stage: Callable[[int, str], None] = lambda half, stage: None,
 ) -> tuple[Path, ReferenceManifest]:
     """Publish a given map, low-passed, as both half-sets' reference: `shared_reference`, so half maps are not
     independent.
 
     The noise is learned for each half-set from its own rows of `table`, which need no poses and are not in the
-    reference. PermanentError where a half-set has too few usable rows; else what reading raises.
+    reference. `on_stage` is called as each begins. PermanentError where a half-set has too few usable rows, or where
+    the map and the images differ so much in size that one of their pixel sizes is wrong; else what reading raises.
     """
+    _check_extents(volume.shape[0] * pixel_size_angstrom, table)
     references, records = {}, {}
     for half in HALVES:
         given = reference_from_map(volume, pixel_size_angstrom, training.symmetry, half, matching.referencing)
+        on_stage(half, "noise")
         matcher, rows = half_matcher(given, matching, half), rows_of_half(table, half)
         noise = matcher.learn_noise(rows, reader)
         references[half] = replace(given, noise=noise, of_noise=matcher.measure_noise(rows, reader))
@@ -196,6 +205,17 @@ def publish_map(
     return _publish(references, manifest, work_folder, checkpoints_folder)
 
 
+def _check_extents(map_angstrom: float, table: ParticleTable) -> None:
+    """Raise PermanentError where a map is many times as large as the images, or they as it."""
+    for group in {table.optics[k] for k in table.optics_index.tolist()}:
+        images = group.number("rlnImageSize", 0.0) * group.number("rlnImagePixelSize", 0.0)
+        if images and not 1 / MOST_TIMES_LARGER <= map_angstrom / images <= MOST_TIMES_LARGER:
+            raise PermanentError(
+                f"the given map is {map_angstrom:.0f} A wide, the images of {table.source or 'the particles'} are "
+                f"{images:.0f} A: is the pixel size right in the map's header and in the star? Else crop or pad the map"
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class _Half:
     reference: Reference
@@ -205,6 +225,7 @@ class _Half:
 
 def _half(
     table: ParticleTable,
+    labelled: ParticleTable,
     half: int,
     reader: StackReader,
     training: TrainingSettings,
@@ -235,7 +256,7 @@ def _half(
     )
     if not calibrate:
         return _Half(reference, record, TooFew("no row is held out: each half-set is scored by the other's reference"))
-    others = held_out_rows(table, half, matching.calibration.max_particles)
+    others = held_out_rows(labelled, half, matching.calibration.max_particles)
     of_others = matcher.scoring(1 - half)
     calibrator = _calibrator(of_others, others, half, reader, training.symmetry, matching.calibration)
     return _Half(reference, record, calibrator)

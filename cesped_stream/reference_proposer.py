@@ -15,7 +15,8 @@ from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch
 from cesped_stream.matching import Float64, MatchedPoses, ReferenceMatcher
 from cesped_stream.model.checkpoint import HalfMode
-from cesped_stream.particles.flags import Clipped
+from cesped_stream.particles.flags import Clipped, ImageFlag
+from cesped_stream.particles.reference_members import ReferenceMembers
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import Int64, ParticleTable
 from cesped_stream.published import check_files
@@ -65,8 +66,19 @@ class ReferenceProposer:
         return by_halves(table, self._matching.gallery.num_modes, of_half)
 
     def refined(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
-        """Return the poses that refinement alone makes of the rows' own poses: of true ones, the limit of the noise."""
-        return by_halves(table, 1, lambda half, rows: pose_batch(self.matcher(half).refine(rows, reader)))
+        """Return the poses that refinement alone makes of the rows' own poses: of true ones, the limit of the noise.
+
+        Rows that are in the reference are left out: `ImageFlag.IN_REFERENCE`.
+        """
+        members = ReferenceMembers(tuple(self._references[half].members for half in HALVES))
+        outside = np.flatnonzero(~members.among(table, self._half_mode))
+        poses = PoseBatch.empty(len(table), 1)
+        poses.flag[:] = ImageFlag.IN_REFERENCE
+        found = by_halves(
+            table.select(outside), 1, lambda half, rows: pose_batch(self.matcher(half).refine(rows, reader))
+        )
+        poses.put(outside, found)
+        return poses
 
     def matcher(self, half: int) -> ReferenceMatcher:
         """Return what gives the particles of a half-set their poses."""

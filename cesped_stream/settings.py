@@ -560,6 +560,21 @@ class ReferenceSettings(Settings):
         0.0, ge=0, description="Pixels farther than this from the centre are background; 0: the inscribed circle."
     )
     noise_rows: int = Field(1000, ge=20, description="Aligned rows, at most, on whose residuals the noise is fitted.")
+    rebuild_rows: int = Field(
+        0,
+        ge=0,
+        description="A session makes its references anew, of aligned and of confidently posed rows, whenever so many "
+        "more of the latter have accumulated in each half-set; 0: never.",
+    )
+    rebuild_least_confidence: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Confidence, calibrated or not, that a posed row in a rebuilt reference needs.",
+    )
+    rebuild_max_rows: int = Field(
+        10_000, ge=20, description="Posed rows of a half-set, at most, in a rebuilt reference: the newest ones."
+    )
     leave_out: bool = Field(
         True,
         description="Leave out aligned rows that the map of other rows explains, at their poses, no better than noise: "

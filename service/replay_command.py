@@ -55,6 +55,8 @@ from cesped_stream.reference_pair import (
 from cesped_stream.settings import RealismSettings
 
 from .commit_times import committed_at
+from .given_map import check_before_start
+from .independence import independence_of_rows
 from .pose_figures import pose_errors, sureness_of
 from .resolve import with_absolute_paths
 from .session import SessionFolder
@@ -96,6 +98,7 @@ def stream_and_report(
     output_folder(report_file(settings).parent)
     beside = tuple(read_run(folder) for folder in settings.reporting.beside)  # what is wrong there is said first
     session = session_settings(settings, symmetry_of(entry, settings))
+    check_before_start(session)
     plan = plan_replay(entry, settings.replay, realism, symmetry=session.training.symmetry)
     truth = settings.output / "truth"
     statement = _statement(entry, plan, settings, realism, session.training.symmetry)
@@ -164,6 +167,8 @@ def session_settings(settings: StreamCommand, symmetry: str) -> SessionSettings:
         "half_mode": settings.half_mode,
         "min_aligned_per_half": settings.min_aligned_per_half,
         "checkpoint": settings.checkpoint,
+        "reference": settings.reference,
+        "noise_rows_per_half": settings.noise_rows_per_half,
         "landing": LandingSettings(
             folder=settings.output / "landing",
             aligned="aligned_*.star",
@@ -206,6 +211,7 @@ class _Outcome:
             _facts(self.settings, self.record, manifest, stages, start, stated, self._latencies(times, truth)),
             proposer=proposers_of(rows),
             first_pose_seconds=first_pose_seconds(times, truth),
+            independence=independence_of_rows(exported, self.session),
             pose_errors=pose_errors(comparison, rows, self.session, self.record.status.checkpoint),
             sureness=sureness_of(output / "poses.star", truth, self.session),
         )

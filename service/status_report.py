@@ -15,6 +15,7 @@ from .ledger import REFERENCE, UNPOSED_PLACE, Ledger
 from .pose_status import pose_problems, poses_status
 from .session import SessionFolder
 from .settings import SessionSettings
+from .source_notes import source_notes
 from .status import (
     CheckpointStatus,
     LatencyStatus,
@@ -136,9 +137,9 @@ class StatusReport:
         return [problem for problem in problems if problem]
 
     def _notes(self, work: Work) -> list[str]:
-        notes = []
+        notes = source_notes(work, self._settings)
         late = sum(work.gate.references_per_half())
-        if late and self._settings.proposer != "network":
+        if late and not work.gate.takes_references:
             notes.append(
                 f"{late} aligned rows are in no reference: their particles landed before without poses, and get "
                 "them by it; land aligned stars first, or take proposer network"
@@ -173,7 +174,8 @@ class StatusReport:
         if landed == 0:
             return SessionState.WAITING_FOR_ROWS
         if work.checkpoint is None:
-            return SessionState.COLLECTING_ALIGNED
+            waits = work.gate.map_orders.waits()
+            return SessionState.COLLECTING_ROWS if waits else SessionState.COLLECTING_ALIGNED
         return SessionState.INFERRING if backlog or work.reinference.shards_left() else SessionState.UP_TO_DATE
 
     def _role(self, member: Member, work: Work | None, now: float) -> RoleStatus:
@@ -207,7 +209,8 @@ class StatusReport:
 
     def _training(self, work: Work) -> TrainingStatus | None:
         row = work.ledger.execute(
-            "SELECT training_id, state, num_rows, checkpoint_id, seconds FROM trainings ORDER BY training_id DESC"
+            "SELECT training_id, state, num_rows, checkpoint_id, seconds, source FROM trainings"
+            " ORDER BY training_id DESC"
         ).fetchone()
         if row is None:
             return None
@@ -218,6 +221,7 @@ class StatusReport:
             num_rows=row[2],
             checkpoint_id=row[3],
             seconds=row[4],
+            source=row[5],
             step=progress.step if progress else 0,
             max_steps=progress.max_steps if progress else 0,
             half_steps=progress.half_steps if progress else (),
@@ -235,6 +239,7 @@ def _checkpoint(work: Work) -> CheckpointStatus | None:
         checkpoint_id=work.checkpoint.checkpoint_id,
         folder=str(work.checkpoint.folder),
         rows=rows,
+        independence=work.checkpoint.independence,
         calibration=str(drift.state) if drift else "none",
     )
 

@@ -157,6 +157,9 @@ def check_training_can_start(plan: ReplayPlan, session: SessionSettings) -> None
     """Raise InvalidSettingsError where a half-set's aligned rows are fewer than training waits for."""
     if session.checkpoint:
         return
+    if session.reference is not None:
+        check_noise_can_be_learned(plan, session)
+        return
     rows = [batch for batch in plan.batches if batch.role is BatchRole.ALIGNED]
     halves = [plan.landed_rows(batch).half_sets() for batch in rows]
     counts = np.bincount(np.concatenate([np.zeros(0, np.int8), *halves]), minlength=2)
@@ -165,6 +168,18 @@ def check_training_can_start(plan: ReplayPlan, session: SessionSettings) -> None
             f"aligned particles per half-set: {counts[0]} and {counts[1]}, training waits for "
             f"{session.min_aligned_per_half} (min_aligned_per_half); align more or other micrographs, as with "
             "--first-aligned 2500"
+        )
+
+
+def check_noise_can_be_learned(plan: ReplayPlan, session: SessionSettings) -> None:
+    """Raise InvalidSettingsError where fewer particles stream than the noise beside a given map is learned from."""
+    rows = [batch for batch in plan.batches if batch.role is not BatchRole.ALIGNED]
+    halves = [plan.landed_rows(batch).half_sets() for batch in rows]
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int8), *halves]), minlength=2)
+    if counts.min() < session.noise_rows_per_half:
+        raise InvalidSettingsError(
+            f"streamed particles per half-set: {counts[0]} and {counts[1]}, the noise beside reference "
+            f"{session.reference} is learned from {session.noise_rows_per_half} (noise_rows_per_half); let fewer wait"
         )
 
 

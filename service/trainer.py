@@ -14,10 +14,11 @@ from cesped_stream.errors import CespedStreamError
 from cesped_stream.particles.star import read_star
 from cesped_stream.training.fit import Progress, TrainingStopped
 
-from .messages import Ack, Failure, Idle, Ready, TrainingDone, TrainingOrder, TrainingProgress
+from .messages import ALIGNED, Ack, Failure, Idle, Ready, TrainingDone, TrainingOrder, TrainingProgress
 from .peer import POLL_SECONDS, Conversation, Identity, connected
 from .process import Activity, StopRequest, trainer_threads, usable_cores
 from .publishing import Published, Publisher
+from .referencing import published_of
 from .settings import SessionSettings
 from .worker import device_name, failure_of
 
@@ -67,6 +68,8 @@ class Trainer:
             on_progress=on_progress,
             should_stop=should_stop,
         )
+        if order.source != ALIGNED:
+            return done(published_of(order, publisher), complete=True)
         return done(publisher.publish(lambda first: on_published(done(first, complete=False))), complete=True)
 
 

@@ -14,6 +14,7 @@ from .committing import Committer
 from .finished import BatchTables, Finished
 from .ingest import Ingest
 from .leasing import (
+    LeaseInHand,
     Leases,
     Member,
     Members,
@@ -28,6 +29,7 @@ from .ledger import ALIGNED_KINDS, GIVEN, REFERENCE, Ledger
 from .messages import Failure, TrainingDone, TrainingProgress
 from .reinfer import Reinference
 from .rolling import PoseFiles
+from .scorers import NO_SCORER, Scorers
 from .session import SessionFolder
 from .settings import SessionSettings
 from .training_gate import DONE, TrainingGate, VerifiedCheckpoint, verify_checkpoint
@@ -58,7 +60,9 @@ class Work:
         settings, folder, step = self._settings, self._folder, self._step
         self.tables = BatchTables(folder)
         self.poses = PoseFiles(folder, self.ledger, step=step)
-        self.committer = Committer(self.ledger, self.tables, self.poses)
+        self.committer = Committer(
+            self.ledger, self.tables, self.poses, least_confidence=settings.referencing.rebuild_least_confidence
+        )
         self.reinference = Reinference(self.ledger, self.poses, self.committer)
         self.gate = TrainingGate(settings, folder, self.ledger, self.tables, step=step)
         self.problems: dict[str, str] = {f"pose file {k}": text for k, text in enumerate(self.poses.problems)}
@@ -70,6 +74,7 @@ class Work:
             settings, folder, self.ledger, self._watcher, lambda: self.checkpoint is not None, step=step
         )
         self.leases = Leases(self.ledger, settings.service)
+        self.scorers = Scorers(self.ledger, self.tables, settings.half_mode)
         self.pending = PendingRows()
         self._queue: list[tuple[Finished, Span]] = []
         self._next_commit = float("-inf")
@@ -122,6 +127,17 @@ class Work:
         if self.ingest.marker_seen:
             self.ingest.marker_seen, self.gate.marker_seen = False, True
         return self.ingest.busy
+
+    def lease_next(self, member: Member, max_rows: int, now: float) -> tuple[LeaseInHand, VerifiedCheckpoint] | None:
+        """Lease the next rows to a worker, with what is to score them; None where there are none, or no checkpoint."""
+        while self.checkpoint is not None and (span := self.pending.take(max_rows, now)) is not None:
+            part, checkpoint = self.scorers.first_part(span, self.checkpoint)
+            if part.num_rows < span.num_rows:
+                self.pending.add(span.part(part.num_rows, span.num_rows - part.num_rows))
+            if checkpoint is not None:
+                return self.leases.grant(part, checkpoint.checkpoint_id, member, now), checkpoint
+            self._quarantine(part, NO_SCORER)
+        return None
 
     def expire(self, members: Members, now: float) -> None:
         """Give back what was not answered in time."""

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +14,7 @@ from cesped_stream.errors import InvalidCheckpointError, PermanentError, Unreach
 from cesped_stream.imaging.maps import read_map, write_map
 from cesped_stream.imaging.noise_model import NoiseModel, NoiseScores
 from cesped_stream.imaging.shift_prior import ShiftPrior
-from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.table import ParticleTable
 
 FORMAT: Final = 1
@@ -80,25 +78,6 @@ class Reference:
                 f"{table.source or 'particles'}: {len(others)} particles are not of half-set {scored}, which the "
                 f"reference of half-set {self.half_set} scores here; take each half-set's own"
             )
-
-
-def particle_digests(table: ParticleTable) -> UInt64:
-    """Return 64 bits `(n,)` of each particle's identity, (resolved stack, index), whatever its columns say.
-
-    The stack is `cestreamStack`, else rlnImageName relative to the star's folder. Two particles of ten million share
-    a digest with a probability of 3e-6.
-    """
-    names = [parse_image_name(text) for text in table.column("rlnImageName")]
-    if STACK_LABEL in table:
-        stacks = table.column(STACK_LABEL)
-    else:
-        base = Path(table.source).parent
-        stacks = [quote(os.path.realpath(base / name)) for _, name in names]
-    digests = [
-        hashlib.blake2b(f"{index}@{stack}".encode(), digest_size=8).digest()
-        for (index, _), stack in zip(names, stacks, strict=True)
-    ]
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 def save_reference(folder: Path, reference: Reference) -> str:

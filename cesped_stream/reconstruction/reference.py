@@ -15,8 +15,9 @@ from cesped_stream.imaging.maps import crop_map
 from cesped_stream.imaging.noise_model import NoiseModel, fit_noise, optics_key
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
-from cesped_stream.imaging.reference import Reference, particle_digests
+from cesped_stream.imaging.reference import Reference
 from cesped_stream.imaging.shift_prior import ShiftPrior, fit_shift_prior
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader, read_images
 from cesped_stream.particles.table import CtfParameters, ParticleTable
 from cesped_stream.reconstruction.agreement import agreeing, log_likelihoods

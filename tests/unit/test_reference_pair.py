@@ -14,9 +14,11 @@ from cesped_stream.calibration.store import load_calibration
 from cesped_stream.errors import InvalidCheckpointError, PermanentError
 from cesped_stream.held_out import held_out_rows
 from cesped_stream.imaging.entry import write_entry
-from cesped_stream.imaging.reference import load_reference, particle_digests
+from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch
 from cesped_stream.model.checkpoint import read_manifest
+from cesped_stream.particles.flags import ImageFlag
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import open_proposer
@@ -24,6 +26,7 @@ from cesped_stream.reference_pair import (
     MatchingSettings,
     ReferenceManifest,
     checkpoint_kind,
+    publish_map,
     publish_references,
     read_reference_manifest,
 )
@@ -171,11 +174,29 @@ def test_a_particle_knows_nothing_of_its_neighbours(published: Path, poses: Pose
             np.testing.assert_array_equal(getattr(part, name), getattr(poses, name)[rows], name)
 
 
+def test_a_map_whose_pixel_size_cannot_be_right_is_refused(aligned: ParticleTable, tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match=r"the given map is 32 A wide, the images of .* are 160 A"):
+        publish_map(
+            molecule("D2"), 1.0, aligned, StackReader(), TRAINING, MATCHING,
+            work_folder=tmp_path / "work", checkpoints_folder=tmp_path,
+        )  # fmt: skip
+
+
 def test_a_particle_of_the_reference_is_not_scored_by_it(published: Path, aligned: ParticleTable) -> None:
     members = load_reference(published, 0).members
     row = int(np.flatnonzero(np.isin(particle_digests(aligned), members))[0])
     with pytest.raises(PermanentError, match="in the reference"):
         ReferenceProposer(published, MATCHING).poses(aligned.select([row]), StackReader())
+
+
+def test_the_limit_from_true_poses_leaves_out_what_is_in_the_reference(published: Path, aligned: ParticleTable) -> None:
+    limit = ReferenceProposer(published, MATCHING).refined(aligned, StackReader())
+    left_out = limit.flag == ImageFlag.IN_REFERENCE
+    for half in (0, 1):
+        own = aligned.half_sets() == half
+        members = load_reference(published, half).members
+        np.testing.assert_array_equal(left_out[own], np.isin(particle_digests(aligned)[own], members))
+    assert 0 < (~left_out).sum() < len(aligned) and np.isfinite(limit.rotation[~left_out]).all()
 
 
 def test_cross_half_takes_the_other_halfs_reference(published: Path, poses: PoseBatch, streamed: ParticleTable) -> None:

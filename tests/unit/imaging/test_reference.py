@@ -9,8 +9,9 @@ from support.matching import flat_noise, reference
 
 from cesped_stream.errors import InvalidCheckpointError, PermanentError, UnreachableFileError
 from cesped_stream.imaging.noise_model import NoiseScores
-from cesped_stream.imaging.reference import Reference, load_reference, particle_digests, save_reference
+from cesped_stream.imaging.reference import Reference, load_reference, save_reference
 from cesped_stream.imaging.shift_prior import fit_shift_prior
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
 OPTICS = (OpticsGroup((("rlnOpticsGroupName", "one"),)),)
