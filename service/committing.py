@@ -129,3 +129,16 @@ def _runs(finished: Finished, which: NDArray[np.bool_]) -> list[Run]:
         runs.append(Run(finished.batch_id, first, len(stretch), UNPOSED_PLACE, position, finished.checkpoint_id))
         position += len(stretch)
     return runs
+
+
+def shard_groups(finished: Sequence[Finished], shard_rows: int) -> list[list[Finished]]:
+    """Split what is committed so that a shard ends at most one batch after `shard_rows`."""
+    groups: list[list[Finished]] = []
+    rows = shard_rows
+    for item in finished:
+        if rows >= shard_rows:
+            groups.append([])
+            rows = 0
+        groups[-1].append(item)
+        rows += item.num_rows
+    return groups

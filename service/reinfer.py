@@ -2,15 +2,21 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cesped_stream.errors import InvalidCheckpointError
 
 from .committing import Committer
 from .finished import NO_CHECKPOINT, Finished, origin_cells, pose_cells
 from .leasing import Span
 from .ledger import Ledger, Run
 from .rolling import PoseFiles
+from .training_gate import VerifiedCheckpoint, verify_checkpoint
 
 KEPT_MEMBERS = "rows kept in a redo: in the reference"
 """Counter of the ledger."""
+FOLDER = "checkpoint of the redo"
+"""Fact of the ledger: the folder of what the last request is made with."""
 
 
 class Reinference:
@@ -20,12 +26,16 @@ class Reinference:
         self._ledger = ledger
         self._poses = poses
         self._committer = committer
+        self.checkpoint: VerifiedCheckpoint | None = None
+        """What redone rows are posed with, also while another one is in use; None where no redo was asked for, or the
+        last one had to end."""
 
-    def request(self, checkpoint_id: str) -> int:
+    def request(self, checkpoint: VerifiedCheckpoint) -> int:
         """Order every predicted row of another checkpoint to be redone; return how many shards that takes.
 
         Seals the open shard first. An unfinished request for another checkpoint is replaced.
         """
+        checkpoint_id = checkpoint.checkpoint_id
         self._poses.seal()
         shards = [
             shard.shard_id
@@ -35,6 +45,7 @@ class Reinference:
             and self._stale(shard.shard_id, checkpoint_id)
         ]
         with self._ledger.transaction("reinfer ordered"):
+            self._ledger.remember(FOLDER, str(checkpoint.folder))
             self._ledger.count(KEPT_MEMBERS, -self.kept_members())
             self._ledger.execute(
                 "DELETE FROM staged WHERE shard_id IN (SELECT shard_id FROM reinfers WHERE checkpoint_id != ?)",
@@ -44,7 +55,27 @@ class Reinference:
             self._ledger.executemany(
                 "INSERT OR IGNORE INTO reinfers VALUES(?, ?)", [(shard_id, checkpoint_id) for shard_id in shards]
             )
+        self.checkpoint = checkpoint
         return len(shards)
+
+    def verify(self) -> str:
+        """Look whether the open redo's checkpoint is good; "" if so. If not, the redo ends: its rows keep their poses,
+        and what is wrong is returned."""
+        self.checkpoint = None
+        left = self.shards_left()
+        if not left:
+            return ""
+        try:
+            found = verify_checkpoint(Path(self._ledger.fact(FOLDER)))
+            if found.checkpoint_id != left[0][1]:
+                raise InvalidCheckpointError(f"{found.folder} holds {found.checkpoint_id}, not {left[0][1]}")
+        except InvalidCheckpointError as error:
+            with self._ledger.transaction("reinfer ended"):
+                self._ledger.execute("DELETE FROM staged")
+                self._ledger.execute("DELETE FROM reinfers")
+            return f"{error}; the redo has ended, {len(left)} shards keep their poses: reinfer with another checkpoint"
+        self.checkpoint = found
+        return ""
 
     def shards_left(self) -> list[tuple[int, str]]:
         """Return (shard, checkpoint id) of what is not switched yet."""

@@ -31,7 +31,7 @@ class Scorers:
         """Return the longest first part of a span that one checkpoint may score, and that checkpoint or None.
 
         It is the one in use or, for rows that this one's references are made of, the newest former one without them.
-        Rows to be redone go whole to the one in use: there the worker leaves out what is in the reference.
+        Rows to be redone go whole to the one that is given: there the worker leaves out what is in the reference.
         """
         if span.shard_id or not len(self._of(in_use)):
             return span, in_use

@@ -3,14 +3,13 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from cesped_stream.durable import Step, write_whole
 from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, PermanentError
 
 from .calibration_watch import CalibrationWatch
-from .committing import Committer
+from .committing import Committer, shard_groups
 from .finished import BatchTables, Finished
 from .ingest import Ingest
 from .leasing import (
@@ -86,6 +85,7 @@ class Work:
         for batch_id in self.ledger.open_batches():
             self._add_open_rows(batch_id)
         self.reinference.switch_ready({shard_id for shard_id, _ in self.reinference.shards_left()})
+        self._look_at_redo()
         for span in self.reinference.spans():
             self.pending.add(span)
 
@@ -131,7 +131,10 @@ class Work:
     def lease_next(self, member: Member, max_rows: int, now: float) -> tuple[LeaseInHand, VerifiedCheckpoint] | None:
         """Lease the next rows to a worker, with what is to score them; None where there are none, or no checkpoint."""
         while self.checkpoint is not None and (span := self.pending.take(max_rows, now)) is not None:
-            part, checkpoint = self.scorers.first_part(span, self.checkpoint)
+            in_use = self.reinference.checkpoint if span.shard_id else self.checkpoint
+            if in_use is None:  # the redo has ended
+                continue
+            part, checkpoint = self.scorers.first_part(span, in_use)
             if part.num_rows < span.num_rows:
                 self.pending.add(span.part(part.num_rows, span.num_rows - part.num_rows))
             if checkpoint is not None:
@@ -167,7 +170,7 @@ class Work:
         self._put_back(after_failure(span, transient=transient, now=now), why, now)
 
     def _put_back(self, span: Span, why: str, now: float) -> None:
-        if span.num_rows == 0:
+        if span.num_rows == 0 or (span.shard_id and self.reinference.checkpoint is None):
             return
         if is_hopeless(span, self._settings.service, self._settings.landing.stack_timeout_seconds, now):
             self._quarantine(span, why)
@@ -246,7 +249,7 @@ class Work:
         queue, self._queue = self._queue, []
         first = [finished for finished, _ in queue if finished.shard_id == 0]
         redone = [finished for finished, _ in queue if finished.shard_id != 0]
-        for group in _groups(first, self._settings.service.shard_rows):
+        for group in shard_groups(first, self._settings.service.shard_rows):
             self.committer.commit(group, now)
             self._shard_since = now if self._shard_since is None else self._shard_since
             if self._seal_is_due(now):
@@ -306,6 +309,14 @@ class Work:
         if self.checkpoint is not None and self.checkpoint.checkpoint_id == checkpoint_id:
             self._choose_checkpoint()
             self._watch_calibration()
+        redo = self.reinference.checkpoint
+        if redo is not None and redo.checkpoint_id == checkpoint_id:
+            self._look_at_redo()
+
+    def _look_at_redo(self) -> None:
+        if problem := self.reinference.verify():
+            self.problems["redo"] = problem
+            self.pending.drop_redos()
 
     def start_training_if_due(self, now: float) -> None:
         if self.gate.start_if_due(now):
@@ -370,7 +381,8 @@ class Work:
             self.ledger.remember("checkpoint", str(found.folder))
         self.checkpoint = found
         self._watch_calibration()
-        shards = self.reinference.request(found.checkpoint_id)
+        shards = self.reinference.request(found)
+        self.problems.pop("redo", None)
         self.pending.drop_redos()
         for span in self.reinference.spans():
             self.pending.add(span)
@@ -383,16 +395,3 @@ class Work:
             return self.checkpoint
         inside = self._folder.checkpoints / name
         return verify_checkpoint(inside if inside.is_dir() else Path(os.path.abspath(name)))
-
-
-def _groups(finished: Sequence[Finished], shard_rows: int) -> list[list[Finished]]:
-    """Split what is committed so that a shard ends at most one batch after `shard_rows`."""
-    groups: list[list[Finished]] = []
-    rows = shard_rows
-    for item in finished:
-        if rows >= shard_rows:
-            groups.append([])
-            rows = 0
-        groups[-1].append(item)
-        rows += item.num_rows
-    return groups
