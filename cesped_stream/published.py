@@ -22,6 +22,7 @@ from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
 
 MANIFEST_NAME: Final = "manifest.json"
 NETWORK_KIND: Final = "network"
+REFERENCE_KIND: Final = "reference"
 
 NameAndHash = tuple[str, str]
 """A file's name, relative to the checkpoint's folder with "/" between folders, and its sha256 in hexadecimal."""

@@ -29,6 +29,7 @@ from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.published import (
     MANIFEST_NAME,
+    REFERENCE_KIND,
     FileRecord,
     PublishedManifest,
     package_version,
@@ -92,7 +93,7 @@ class ReferenceRecord(FileRecord):
 class ReferenceManifest(PublishedManifest):
     """What a checkpoint of references is: equal rows give equal bytes and an equal id."""
 
-    manifest_kind: ClassVar[str] = "reference"
+    manifest_kind: ClassVar[str] = REFERENCE_KIND
     id_prefix: ClassVar[str] = "ref"
 
     format: Literal[1] = 1

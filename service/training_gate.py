@@ -10,7 +10,7 @@ from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
 from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name
 from cesped_stream.particles.star import star_bytes
 from cesped_stream.particles.table import ParticleTable
-from cesped_stream.published import check_files, read_listing
+from cesped_stream.published import NETWORK_KIND, check_files, read_listing
 
 from .finished import BatchTables, joined
 from .ledger import ALIGNED_KINDS, GIVEN, REFERENCE, Ledger
@@ -28,6 +28,7 @@ class VerifiedCheckpoint:
     folder: Path
     independence: str = "unknown"
     """Of its half-sets, as its manifest says: independent, shared_reference or unknown."""
+    kind: str = NETWORK_KIND
 
 
 def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
@@ -40,7 +41,7 @@ def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
         check_files(folder, listing.names_and_hashes())
     except UnreachableFileError as error:
         raise InvalidCheckpointError(f"{error}; the checkpoint is incomplete") from None
-    return VerifiedCheckpoint(listing.checkpoint_id, folder, listing.independence)
+    return VerifiedCheckpoint(listing.checkpoint_id, folder, listing.independence, listing.kind)
 
 
 class TrainingGate:

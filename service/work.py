@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cesped_stream.durable import Step, write_whole
 from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, PermanentError
+from cesped_stream.published import REFERENCE_KIND
 
 from .calibration_watch import CalibrationWatch
 from .committing import Committer, shard_groups
@@ -338,8 +339,8 @@ class Work:
     def training_done(self, message: TrainingDone) -> str:
         """Use the checkpoint from now on if it is what its manifest says; return what is wrong, or "".
 
-        One that is not the order's last is taken once: whatever a restarted trainer says, another one that was chosen
-        since stays in use.
+        One that is not the order's last is taken where none or references are in use, and once: whatever a restarted
+        trainer says, another one that was chosen since stays in use.
         """
         state = self.gate.state_of(message.training_id)
         if state == DONE:
@@ -358,7 +359,9 @@ class Work:
             return str(error)
         if message.complete:
             self.gate.finish(message.training_id, found, message.seconds)
-        elif self.gate.published_so_far(message.training_id) == found.checkpoint_id:
+        elif self.gate.published_so_far(message.training_id) == found.checkpoint_id or (
+            self.checkpoint is not None and self.checkpoint.kind != REFERENCE_KIND
+        ):
             return ""
         else:
             self.gate.go_on_with(message.training_id, found)

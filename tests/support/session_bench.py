@@ -33,6 +33,7 @@ from cesped_stream_service.messages import (
 from cesped_stream_service.settings import SessionSettings
 
 BOX = 8
+KINDS = {"i2s-": "network", "ref-": "reference", "fus-": "fused"}
 PROPOSERS = {"i2s-": "image2sphere", "ref-": "gallery+refinement", "fus-": "network+gallery+refinement"}
 
 
@@ -152,7 +153,8 @@ def fake_checkpoint(folder: Path, checkpoint_id: str = "i2s-000000000001") -> Pa
         data = f"{checkpoint_id} half {half}".encode()
         (folder / f"half_{half}.safetensors").write_bytes(data)
         halves[half] = {"file": f"half_{half}.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps({"checkpoint_id": checkpoint_id, "halves": halves}))
+    manifest = {"kind": KINDS[checkpoint_id[:4]], "checkpoint_id": checkpoint_id, "halves": halves}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
@@ -161,7 +163,7 @@ def fake_references(
 ) -> Path:
     """Write what the coordinator checks of a checkpoint of references, and which particles are in them."""
     folder = fake_checkpoint(folder, checkpoint_id)
-    manifest = json.loads((folder / "manifest.json").read_text()) | {"kind": "reference", "independence": independence}
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"independence": independence}
     files = {}
     for half in (0, 1):
         rows = made_of.select(np.flatnonzero(made_of.half_sets() == half)) if made_of is not None else None

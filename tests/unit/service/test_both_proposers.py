@@ -10,11 +10,12 @@ from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.training.fit import Progress
 from cesped_stream_service.coordinator import Coordinator
-from cesped_stream_service.messages import Control, TrainingOrder
+from cesped_stream_service.messages import Control, Failure, Hello, Ready, TrainingOrder
 from cesped_stream_service.process import Activity
 from cesped_stream_service.trainer import LatestProgress
 
 REFERENCES, FUSED, OTHER = "ref-000000000001", "fus-000000000001", "i2s-000000000009"
+LATER_REFERENCES, LATER_FUSED = "ref-000000000002", "fus-000000000002"
 
 
 @pytest.fixture
@@ -84,6 +85,50 @@ def test_a_trainer_that_says_again_what_it_published_takes_nothing_back(bench: B
     trainer.publish(core, order, FUSED)
     trainer.publish(core, order, REFERENCES, complete=False)
     assert trainer.acks[-1].accepted and in_use(core) == FUSED
+    core.close()
+
+
+@pytest.mark.parametrize("given", ["by a training", "in the settings"])
+def test_a_second_training_leaves_networks_in_use_until_its_own_are_there(tmp_path: Path, given: str) -> None:
+    elsewhere = fake_checkpoint(tmp_path / "elsewhere", FUSED)
+    bench = Bench(tmp_path, proposer="both", checkpoint=str(elsewhere) if given == "in the settings" else "")
+    bench.land("aligned", 8, aligned=True)
+    bench.land("s1", 6)
+    core = bench.open()
+    trainer = trainer_of(bench, 1)
+    run_until(core, bench.clock, [trainer, FakeWorker()], 14)
+    turn(core, bench.clock, [trainer])
+    assert in_use(core) == FUSED
+    assert tell(core, b"cli", Control(action="train"))[0].ok  # type: ignore[union-attr]
+    again = FakeTrainer(bench.session / "checkpoints", LATER_FUSED, first_id=LATER_REFERENCES, turns_between=3)
+    turn(core, bench.clock, [again])
+    assert [ack.accepted for ack in again.acks] == [True]
+    assert in_use(core) == FUSED
+    crash(core)
+    core = bench.open()
+    assert in_use(core) == FUSED
+    turn(core, bench.clock, [again])
+    again.publish(core, again.orders[-1], LATER_FUSED)
+    assert again.acks[-1].accepted and in_use(core) == LATER_FUSED
+    core.close()
+
+
+def test_a_second_training_replaces_references_at_once(bench: Bench) -> None:
+    core, trainer = bench.open(), trainer_of(bench)
+    run_until(core, bench.clock, [trainer, FakeWorker()], 14)
+    failure = Failure(
+        incarnation="t1", lease_id=trainer.orders[0].training_id, error="E", message="", retry_can_help=False
+    )
+    for _ in range(bench.settings.service.max_attempts):
+        tell(core, trainer.peer, failure)
+        turn(core, bench.clock, [], 70.0)
+        tell(core, trainer.peer, Hello(role="trainer", name="trainer", incarnation="t1", pid=2, device="cpu"))
+        tell(core, trainer.peer, Ready(incarnation="t1"))
+    training = core.status().training
+    assert training is not None and training.state == "failed" and in_use(core) == REFERENCES
+    assert tell(core, b"cli", Control(action="train"))[0].ok  # type: ignore[union-attr]
+    turn(core, bench.clock, [FakeTrainer(bench.session / "checkpoints", LATER_FUSED, first_id=LATER_REFERENCES)])
+    assert in_use(core) == LATER_REFERENCES
     core.close()
 
 
