@@ -119,7 +119,7 @@ class Coordinator:
         if isinstance(message, Hello):
             return self._hello(peer, message, now)
         if isinstance(message, Control):
-            return [Outgoing(peer, self.control(message))]
+            return [Outgoing(peer, self._answered(message))]
         incarnation = getattr(message, "incarnation", None)
         if incarnation is None:
             self._exchange.refused["unexpected kind"] += 1
@@ -231,6 +231,13 @@ class Coordinator:
                 return "stops now; leases that are out are done again after the next start"
             case "status":
                 return ""
+
+    def _answered(self, message: Control) -> ControlReply:
+        """Return the reply; by then status.json tells of what was asked for."""
+        reply = self.control(message)
+        if message.action != "status":
+            self._report.write(self.status())
+        return reply
 
     def request_reinfer(self, checkpoint: str = "") -> int:
         """Redo every pose of another checkpoint with this one (id, folder, or "": the one in use) and use it from

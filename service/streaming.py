@@ -21,10 +21,10 @@ from cesped_stream.benchmark.plan import BatchRole, ReplayPlan
 from cesped_stream.benchmark.replay import Landed, replay
 from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.durable import write_whole
-from cesped_stream.errors import CespedStreamError, InvalidSettingsError
+from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 
 from .messages import Control
-from .request import request
+from .request import ask_running
 from .resolve import ENV_PREFIX
 from .session import SessionFolder
 from .settings import SessionSettings
@@ -124,7 +124,7 @@ def stream_entry(
         writer = threading.Thread(target=write, name="replay", daemon=True)
         start = time.monotonic()
         writer.start()
-        samples, redo = _Samples(), _Redo(session)
+        samples, redo = _Samples(), Redo(session)
         try:
             while True:
                 progress = StreamProgress(time.monotonic() - start, landed.count, read_status(session))
@@ -227,11 +227,11 @@ def roles_running(session: SessionSettings) -> Iterator[subprocess.Popen[bytes]]
         raise StreamFailedError(f"the roles ended with exit code {roles.returncode}: {_last_lines(session)}")
 
 
-def _is_over(status: SessionStatus, num_particles: int, redo: "_Redo") -> bool:
+def _is_over(status: SessionStatus, num_particles: int, redo: "Redo") -> bool:
     return all_answered(status, num_particles) and redo.is_done(status)
 
 
-class _Redo:
+class Redo:
     """With references first and networks later: once both are fused, what references alone posed is posed again."""
 
     def __init__(self, session: SessionSettings) -> None:
@@ -239,17 +239,27 @@ class _Redo:
         self._asked = False
 
     def is_done(self, status: SessionStatus) -> bool:
-        """Return whether nothing is left to redo; asks for it once the training is over."""
+        """Return whether nothing is left to redo; asks for it once the training is over, until it is acknowledged."""
         training, checkpoint = status.training, status.checkpoint
         if self._session.proposer != "both" or self._session.checkpoint:
             return True
         if training is None or training.state == ORDERED or checkpoint is None:
             return False
-        if training.state != DONE or checkpoint.rows == status.predicted:
+        if training.state != DONE:
             return True
         if not self._asked:
-            self._asked = request(self._session, Control(action="reinfer")).ok
-        return False
+            self._asked = self._ask()
+            return False
+        return status.reinfer_shards_left == 0 and not any(role.leased_rows for role in status.roles)
+
+    def _ask(self) -> bool:
+        """Return whether the coordinator took the request; one that is silent, away or paused is asked again."""
+        try:
+            reply = ask_running(self._session, Control(action="reinfer"))
+        except TransientError as error:
+            logger.warning("redo not asked for yet", extra={"why": str(error)})
+            return False
+        return reply is not None and reply.ok
 
 
 class _LandedCount:
