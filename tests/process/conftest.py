@@ -49,12 +49,14 @@ QUICK_SERVICE: dict[str, Any] = {
 DEADLINE_SECONDS = 60.0
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
+def wait_until(
+    condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS, *, poll_seconds: float = 0.02
+) -> Any:
     """Return the condition's value once it is true; fail with `what` at the deadline."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.02)
+        time.sleep(poll_seconds)
     return value
 
 

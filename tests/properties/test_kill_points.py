@@ -26,13 +26,13 @@ from cesped_stream.imaging.maps import write_map
 from cesped_stream.particles.reference_members import ReferenceMembers
 from cesped_stream.particles.star import read_star
 from cesped_stream_service.coordinator import Coordinator
-from cesped_stream_service.messages import Control
+from cesped_stream_service.messages import Control, TrainingOrder
 
 LANDED_BEFORE, LANDED_AFTER = 41, 50
 FIRST = {"network": "i2s-000000000001", "gallery": "ref-000000000001", "both": "fus-000000000001"}
 MEANWHILE = {"both": "ref-000000000001"}
 """What gives poses until the first training's last checkpoint is there."""
-SECOND = "i2s-000000000002"
+SECOND, THIRD = "i2s-000000000002", "i2s-000000000003"
 REFERENCES = (5, 5)
 """Late aligned rows, per half: ten particles of s1, in two stars that overlap."""
 
@@ -169,6 +169,57 @@ def test_kills_of_a_session_that_changes_from_references_to_another_kind_end_in_
     assert found[:3] == expected[:3]
 
 
+def run_session_of_redo(root: Path, step: Callable[[str], None]) -> tuple[bytes, int]:
+    """Run a session through every kill that `step` raises, in which a second training ends while a redo with another
+    checkpoint is open; return the export and the kills."""
+    shutil.rmtree(root, ignore_errors=True)
+    bench = Bench(root)
+    bench.land("aligned", 12, aligned=True)
+    bench.land("s1", 14)
+    kills = _played_through(bench, step, _play_redo)
+    return export_star(bench.session / "poses", root / "export.star")[0].read_bytes(), kills
+
+
+class TrainerOfTwo(FakeTrainer):
+    """Gives each of two orders a checkpoint of its own."""
+
+    def id_of(self, order: TrainingOrder) -> str:
+        """Return what the checkpoint of an order is called."""
+        return FIRST["network"] if order.training_id == 1 else THIRD
+
+
+def _play_redo(bench: Bench, core: Coordinator, life: int) -> None:
+    """Until the second training has ended no worker answers what is to be redone."""
+    trainer = TrainerOfTwo(bench.session / "checkpoints")
+    worker = FakeWorker(incarnation=f"w{life}")
+    for _ in range(200):
+        status = core.status()
+        trained = status.training.training_id if status.training and status.training.state == "done" else 0
+        waits = status.reinfer_shards_left > 0 and trained < 2
+        turn(core, bench.clock, [trainer] if waits else [trainer, worker], 1.5)
+        if waits and trained == 1 and core.status().checkpoint.checkpoint_id != THIRD:  # type: ignore[union-attr]
+            assert tell(core, b"cli", Control(action="train"))[0].ok  # type: ignore[union-attr]
+        elif trained == 1 and not waits and is_done(core, 26):
+            fake_checkpoint(bench.session / "checkpoints", SECOND)
+            assert tell(core, b"cli", Control(action="reinfer", argument=SECOND))[0].ok  # type: ignore[union-attr]
+        elif trained == 2 and is_done(core, 26):
+            return
+    raise AssertionError(f"not done: {core.status()}")
+
+
+def test_kills_while_a_training_ends_before_a_redo_end_in_the_same_export(fast_root: Path) -> None:
+    count = KillAt()
+    expected = run_session_of_redo(fast_root, count)
+    table = read_star(fast_root / "export.star")
+    made_by = dict(zip(table.column("rlnImageName"), table.column("cestreamCheckpoint"), strict=True))
+    assert {made_by[name] for name in made_by if "s1" in name} == {SECOND}
+    first, last = ({name: k + 1 for k, name in order} for order in both_ways(count.names))
+    for at in sorted({*first.values(), *last.values()}):
+        found = run_session_of_redo(fast_root, KillAt(at))
+        assert found[1] == 1, f"step {at}, {count.names[at - 1]}: no kill"
+        assert found[0] == expected[0], f"killed after step {at}, {count.names[at - 1]}"
+
+
 def run_session_of_sources(root: Path, step: Callable[[str], None]) -> tuple[bytes, bytes, int]:
     """Run a session through every kill that begins with a given map, makes references of all that this posed, then of
     aligned rows, late ones among them, and redoes what is in none; return the export, its unposed part, the kills."""
@@ -224,7 +275,9 @@ def _check_that_no_member_was_scored(bench: Bench, checkpoint: Path) -> None:
             assert checkpoint.name not in {made_by.get(name) for name in names}
 
 
-def test_every_kill_point_of_a_session_that_changes_its_references_ends_in_the_same_export(fast_root: Path) -> None:
+def test_kills_at_the_first_and_last_step_of_each_kind_while_references_change_end_in_the_same_export(
+    fast_root: Path,
+) -> None:
     count = KillAt()
     expected = run_session_of_sources(fast_root, count)
     table = read_star(fast_root / "export.star")
