@@ -15,6 +15,7 @@ from cesped_stream.termination import ended_by_signals
 
 from .bench_commands import add_bench_reconstruct
 from .bench_dataset_command import add_bench_dataset
+from .bench_proposers_command import add_bench_proposers
 from .entries_commands import entries_parser
 from .evaluate_command import add_evaluate
 from .prepare_command import add_preprocess
@@ -143,6 +144,7 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
     add_preprocess(entries_parser(commands))
     add_evaluate(commands)
     add_bench_reconstruct(bench)
+    add_bench_proposers(bench, with_options=wanted == "bench")
     return parser
 
 

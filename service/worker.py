@@ -22,7 +22,7 @@ from cesped_stream.reference_pair import MatchingSettings
 from .messages import Ack, AnyMessage, Failure, Idle, Lease, Ready, Result
 from .peer import Conversation, Identity, connected
 from .process import Activity, StopRequest, usable_cores, worker_threads
-from .settings import InferCommand, SessionSettings, TrainCommand
+from .settings import PosingSettings, SessionSettings
 from .wire import Frames
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Worker:
         self.particles_per_second = rate if before == 0 else RATE_WEIGHT * rate + (1 - RATE_WEIGHT) * before
 
 
-def matching_settings(settings: SessionSettings | TrainCommand | InferCommand) -> MatchingSettings:
+def matching_settings(settings: PosingSettings) -> MatchingSettings:
     """Return what poses by references depend on, of a command's settings."""
     return MatchingSettings(
         settings.referencing, settings.gallery, settings.refinement, device=settings.inference.device

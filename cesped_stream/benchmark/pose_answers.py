@@ -1,0 +1,250 @@
+"""Checkpoints of every kind made of the same aligned rows, once, and their poses of the same streamed rows."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from cesped_stream.benchmark.ways_stream import LandedRows, with_poses
+from cesped_stream.durable import write_whole
+from cesped_stream.imaging.reference import load_reference
+from cesped_stream.inference import PoseBatch
+from cesped_stream.matching import MatchedPoses, ReferenceMatcher
+from cesped_stream.model.checkpoint import HALVES
+from cesped_stream.model.device import pick_device
+from cesped_stream.particles.stacks import StackReader
+from cesped_stream.particles.table import ParticleTable
+from cesped_stream.pipeline import open_proposer
+from cesped_stream.reference_pair import MatchingSettings, publish_references
+from cesped_stream.settings import InferenceSettings, TrainingSettings
+from cesped_stream.training import fit
+from cesped_stream.training.half import trained_seconds
+
+CHECKPOINTS, WORK_FOLDER = "checkpoints", "training.work"
+FIRST_ROWS_PER_HALF: Final = 16
+LIMIT_ROWS: Final = 1000
+
+Float64 = NDArray[np.float64]
+OnProgress = Callable[[fit.Progress], None]
+Refine = Callable[[ParticleTable], MatchedPoses]
+
+
+class Made(BaseModel):
+    """A checkpoint and what it took; kept beside it, so that it is made once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint_id: str
+    seconds: float
+    """Of a network: its epochs alone."""
+    steps: tuple[int, int] = (0, 0)
+    stopped_by: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Poses of the n streamed rows by one way; NaN where it gives none."""
+
+    way: str
+    rotation: Float64
+    """`(n, 3, 3)`, image xyz to map xyz."""
+    shift_angstrom: Float64
+    """`(n, 2)` (x, y) that centre the images."""
+    confidence: Float64
+    """`(n,)`."""
+    particles_per_second: float | None = None
+    """Star rows to poses, reading included, after a first batch."""
+    cpu_ms_per_particle: float | None = None
+    """CPU time of all threads over the same rows: what else runs on the machine lengthens it little."""
+    first_pose_seconds: float | None = None
+    """From aligned rows on disk to the first poses: making the checkpoint, opening it, answering a first batch."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds by the clock, and CPU seconds of all this process's threads."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def so_far(cls) -> "Spent":
+        """Return what was spent up to now, from a moment in the past that stays the same."""
+        return cls(time.perf_counter(), time.process_time())
+
+    @classmethod
+    def since(cls, before: "Spent") -> "Spent":
+        """Return what was spent since `before`."""
+        now = cls.so_far()
+        return cls(now.wall - before.wall, now.cpu - before.cpu)
+
+    def plus(self, other: "Spent") -> "Spent":
+        """Return the sum."""
+        return Spent(self.wall + other.wall, self.cpu + other.cpu)
+
+    def a_particle(self, count: int) -> tuple[float, float]:
+        """Return particles a second and CPU milliseconds a particle, where `count` were answered."""
+        return count / self.wall, 1e3 * self.cpu / count
+
+
+@dataclass(frozen=True)
+class AnsweringWays:
+    """Every way of making poses on one stream. Checkpoints stay in `folder`: begun again there, none is made twice."""
+
+    rows: LandedRows
+    folder: Path
+    training: TrainingSettings
+    inference: InferenceSettings
+    matching: MatchingSettings
+    network_radius_deg: float
+    """Angle searched around the network's own poses, which are further off than the gallery's."""
+
+    def make_references(self) -> Made:
+        """Return the references of the aligned rows, as a session's trainer publishes them."""
+        return self._made("references", self._publish_references)
+
+    def make_networks(self, on_progress: OnProgress, should_stop: Callable[[], bool]) -> Made:
+        """Return the networks trained on the aligned rows; a training that was cut goes on. Raises TrainingStopped."""
+        return self._made("networks", lambda: self._train(on_progress, should_stop))
+
+    def of_network(self, networks: Made, references: Made) -> tuple[Answers, Answers]:
+        """Return the network's answers, and its candidates refined against the references."""
+        poses, first, spent = self._answered(networks)
+        n = len(poses.confidence)
+        alone = Answers("network", poses.rotation, poses.shift_angstrom, poses.confidence, *spent.a_particle(n), first)
+        refine, start = self._candidate_refiner(references), Spent.so_far()
+        found = self._refined_candidates(poses.top_rotation, refine)
+        both = spent.plus(Spent.since(start)).a_particle(n)
+        return alone, Answers("network+refinement", *found, poses.confidence, *both, first + references.seconds)
+
+    def of_gallery(self, references: Made) -> tuple[Answers, Answers]:
+        """Return the gallery's best grid poses, and the answers of gallery and refinement together."""
+        poses, first, spent = self._answered(references)
+        no_shift = np.full_like(poses.shift_angstrom, np.nan)
+        gallery = Answers("gallery", poses.gallery_rotation, no_shift, poses.confidence)
+        found = (poses.rotation, poses.shift_angstrom, poses.confidence)
+        return gallery, Answers("gallery+refinement", *found, *spent.a_particle(len(poses.confidence)), first)
+
+    def of_truth(self, references: Made) -> Answers:
+        """Return what refinement makes of the true poses of at most about `LIMIT_ROWS` rows: what noise allows."""
+        truth = self.rows.truth
+        chosen = np.flatnonzero(self.rows.are_particles())
+        chosen = chosen[:: -(-len(chosen) // LIMIT_ROWS) or 1]
+        rotation, shift = np.full((len(truth), 3, 3), np.nan), np.full((len(truth), 2), np.nan)
+        refine = self._refiner(references, self.matching)
+        found = refine(truth.select(chosen))
+        rotation[chosen], shift[chosen] = found.rotation, found.shift_angstrom
+        return Answers("true poses+refinement", rotation, shift, np.ones(len(truth)))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the published checkpoints."""
+        return self.folder / CHECKPOINTS
+
+    def _made(self, what: str, make: Callable[[], Made]) -> Made:
+        path = self.folder / f"{what}.json"
+        if path.is_file():
+            return Made.model_validate_json(path.read_bytes())
+        made = make()
+        write_whole(path, made.model_dump_json(indent=1).encode() + b"\n")
+        return made
+
+    def _publish_references(self) -> Made:
+        start, work = time.perf_counter(), self.checkpoints / WORK_FOLDER
+        with fit.sole_trainer(work), fit.intra_op_threads(1):
+            _, manifest = publish_references(
+                self.rows.aligned,
+                StackReader(),
+                self.training,
+                self.matching,
+                work_folder=work,
+                checkpoints_folder=self.checkpoints,
+            )
+        return Made(checkpoint_id=manifest.checkpoint_id, seconds=time.perf_counter() - start)
+
+    def _train(self, on_progress: OnProgress, should_stop: Callable[[], bool]) -> Made:
+        work = self.checkpoints / WORK_FOLDER
+        _, manifest = fit.fit_pair(
+            self.rows.aligned,
+            StackReader(),
+            self.training,
+            self.inference,
+            work_folder=work,
+            checkpoints_folder=self.checkpoints,
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+        seconds = [trained_seconds(fit.resume_file(work, half)) for half in HALVES]
+        return Made(
+            checkpoint_id=manifest.checkpoint_id,
+            seconds=max(seconds) if fit.halves_side_by_side(self.inference) else sum(seconds),
+            steps=(manifest.halves[0].steps, manifest.halves[1].steps),
+            stopped_by=manifest.stopped_by,
+        )
+
+    def _answered(self, made: Made) -> tuple[PoseBatch, float, Spent]:
+        """Return a checkpoint's poses of the streamed rows, seconds to the first of them, and what all took."""
+        reader, rows, start = StackReader(), self.rows.streamed, time.perf_counter()
+        proposer = open_proposer(self.checkpoints / made.checkpoint_id, self.inference, self.matching, "gold_standard")
+        halves = rows.half_sets()
+        first = np.concatenate([np.flatnonzero(halves == half)[:FIRST_ROWS_PER_HALF] for half in HALVES])
+        proposer.poses(rows.select(first), reader)
+        first_seconds, before = made.seconds + time.perf_counter() - start, Spent.so_far()
+        return proposer.poses(rows, reader), first_seconds, Spent.since(before)
+
+    def _candidate_refiner(self, references: Made) -> Refine:
+        """Return what refines the network's candidates, from the image's own centre."""
+        refinement = self.matching.refinement.model_copy(
+            update={
+                "radius_deg": self.network_radius_deg,
+                "shift_range_angstrom": self.matching.gallery.shift_range_angstrom,
+            }
+        )
+        return self._refiner(references, replace(self.matching, refinement=refinement))
+
+    def _refined_candidates(self, candidates: Float64, refine: Refine) -> tuple[Float64, Float64]:
+        """Return the likeliest refined end of each row's candidates `(n, k, 3, 3)`: rotation and shift."""
+        n = len(candidates)
+        rotation, shift, best = np.full((n, 3, 3), np.nan), np.full((n, 2), np.nan), np.full(n, -np.inf)
+        for candidate in np.moveaxis(candidates, 1, 0):
+            rows = np.flatnonzero(np.isfinite(candidate).all((1, 2)))
+            if not len(rows):
+                continue
+            found = refine(with_poses(self.rows.streamed.select(rows), candidate[rows]))
+            better = found.log_likelihood > best[rows]
+            ahead = rows[better]
+            best[ahead] = found.log_likelihood[better]
+            rotation[ahead], shift[ahead] = found.rotation[better], found.shift_angstrom[better]
+        return rotation, shift
+
+    def _refiner(self, references: Made, matching: MatchingSettings) -> Refine:
+        """Return what refines rows' own poses, each half-set's against its own reference."""
+        folder, reader = self.checkpoints / references.checkpoint_id, StackReader()
+        matchers = {
+            half: ReferenceMatcher(
+                load_reference(folder, half),
+                matching.gallery,
+                matching.refinement,
+                scored_half=half,
+                background_radius_angstrom=matching.referencing.background_radius_angstrom,
+                device=pick_device(matching.device),
+            )
+            for half in HALVES
+        }
+
+        def refine(rows: ParticleTable) -> MatchedPoses:
+            poses, half_sets = MatchedPoses.empty(len(rows), 1), rows.half_sets()
+            for half, matcher in matchers.items():
+                index = np.flatnonzero(half_sets == half)
+                if len(index):
+                    found = matcher.refine(rows.select(index), reader)
+                    poses.rotation[index], poses.shift_angstrom[index] = found.rotation, found.shift_angstrom
+                    poses.log_likelihood[index] = found.log_likelihood
+            return poses
+
+        return refine
