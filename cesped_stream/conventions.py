@@ -13,6 +13,10 @@ from scipy.spatial.transform import Rotation
 
 Float64 = NDArray[np.float64]
 
+HALVES: Final = (0, 1)
+"""The half-sets, as the paper counts them; RELION's rlnRandomSubset says 1 and 2."""
+SUBSET_LABEL: Final = "rlnRandomSubset"
+
 ANGLE_LABELS: Final = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 SHIFT_LABELS: Final = ("rlnOriginXAngst", "rlnOriginYAngst")
 POSE_LABELS: Final = (*ANGLE_LABELS, *SHIFT_LABELS)

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cesped_stream.model.checkpoint import HALVES, HalfMode, load_checkpoint
+from cesped_stream.conventions import HALVES
+from cesped_stream.model.checkpoint import HalfMode, load_checkpoint
 from cesped_stream.model.device import pick_device
 from cesped_stream.model.image2sphere import Image2Sphere
 from cesped_stream.settings import InferenceSettings

@@ -5,25 +5,35 @@ of half-set 1, and `manifest.json`, whose `kind` says what it holds.
 """
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
+from cesped_stream.conventions import HALVES
+from cesped_stream.errors import InvalidCheckpointError
 from cesped_stream.imaging.reference import Float32, Reference, load_reference, save_reference
 from cesped_stream.inference import PoseBatch
 from cesped_stream.matching import MatchedPoses, ReferenceMatcher
-from cesped_stream.model.checkpoint import HALVES, MANIFEST_NAME, HalfMode, package_version, publish_files
+from cesped_stream.model.checkpoint import HalfMode
 from cesped_stream.model.device import pick_device
 from cesped_stream.particles.flags import Clipped, ImageFlag
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import Int64, ParticleTable
+from cesped_stream.published import (
+    MANIFEST_NAME,
+    FileRecord,
+    PublishedManifest,
+    check_files,
+    package_version,
+    publish_files,
+    read_listing,
+    read_published,
+)
 from cesped_stream.reconstruction.reference import reference_from_map, reference_from_rows
 from cesped_stream.settings import Device, GallerySettings, ReferenceSettings, RefinementSettings, TrainingSettings
 from cesped_stream.so3.distance import angular_error_deg
@@ -48,13 +58,9 @@ class MatchingSettings:
     device: Device = "cpu"
 
 
-class ReferenceRecord(BaseModel):
+class ReferenceRecord(FileRecord):
     """One half-set's reference: its description's file, what it was made of and how good poses by it are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    file: str = ""
-    sha256: str = ""
     reference_id: str = ""
     num_training: int = Field(ge=0)
     """Particles in it."""
@@ -65,15 +71,14 @@ class ReferenceRecord(BaseModel):
     median_error_deg: float | None = None
 
 
-class ReferenceManifest(BaseModel):
-    """What a checkpoint of references is. It holds no clock time: equal rows give equal bytes and an equal id."""
+class ReferenceManifest(PublishedManifest):
+    """What a checkpoint of references is: equal rows give equal bytes and an equal id."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    manifest_kind: ClassVar[str] = "reference"
+    id_prefix: ClassVar[str] = "ref"
 
     format: Literal[1] = 1
     kind: Literal["reference"] = "reference"
-    checkpoint_id: str = ""
-    """Set when it is published: "ref-" and 12 hexadecimal digits of the hash of everything else here."""
     symmetry: str
     halves: dict[int, ReferenceRecord]
     files: dict[str, str] = Field(default_factory=dict)
@@ -82,12 +87,6 @@ class ReferenceManifest(BaseModel):
     independence: Literal["independent", "shared_reference", "unknown"]
     trained_on: str = ""
     package_version: str = Field(default_factory=package_version)
-
-    def content_id(self) -> str:
-        """Return the id that this manifest's contents have."""
-        content = self.model_dump(mode="json", exclude={"checkpoint_id"})
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-        return f"ref-{hashlib.sha256(canonical).hexdigest()[:12]}"
 
 
 def publish_references(
@@ -216,49 +215,22 @@ def _publish(
         )
         for half, record in manifest.halves.items()
     }
-    manifest = manifest.model_copy(update={"halves": halves, "files": hashes})
-    manifest = manifest.model_copy(update={"checkpoint_id": manifest.content_id()})
-    contents[MANIFEST_NAME] = manifest.model_dump_json(indent=1).encode() + b"\n"
+    manifest = manifest.model_copy(update={"halves": halves, "files": hashes}).with_id()
+    contents[MANIFEST_NAME] = manifest.file_bytes()
     return publish_files(checkpoints_folder, manifest.checkpoint_id, contents), manifest
 
 
 def checkpoint_kind(folder: Path) -> CheckpointKind:
     """Return what a checkpoint folder holds: networks or references. UnreachableFileError, InvalidCheckpointError."""
-    kind = _manifest_values(folder).get("kind", "network")
+    kind = read_listing(folder).kind
     if kind not in ("network", "reference"):
         raise InvalidCheckpointError(f"{folder / MANIFEST_NAME}: kind {kind!r}; it takes network and reference")
     return "reference" if kind == "reference" else "network"
 
 
 def read_reference_manifest(folder: Path) -> ReferenceManifest:
-    """Return the manifest of a checkpoint of references. InvalidCheckpointError where it is not what it says it is."""
-    path = folder / MANIFEST_NAME
-    try:
-        manifest = ReferenceManifest.model_validate(_manifest_values(folder))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidCheckpointError(f"{path}: {where}: {first['msg']}; publish the checkpoint again") from error
-    if set(manifest.halves) != set(HALVES):
-        raise InvalidCheckpointError(f"{path}: holds half-sets {sorted(manifest.halves)}, not 0 and 1")
-    if manifest.checkpoint_id != manifest.content_id():
-        raise InvalidCheckpointError(
-            f"{path}: names itself {manifest.checkpoint_id}, its contents are {manifest.content_id()}; it was edited"
-        )
-    return manifest
-
-
-def _manifest_values(folder: Path) -> dict[str, object]:
-    path = folder / MANIFEST_NAME
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UnreachableFileError(f"{path}: cannot be read ({error.strerror}); is it a checkpoint?") from error
-    except ValueError as error:
-        raise InvalidCheckpointError(f"{path}: {error}; publish the checkpoint again") from error
-    if not isinstance(values, dict):
-        raise InvalidCheckpointError(f"{path}: no manifest; publish the checkpoint again")
-    return values
+    """Return the manifest of a checkpoint of references; raises as `read_published` does."""
+    return read_published(folder, ReferenceManifest)
 
 
 class ReferenceProposer:
@@ -273,8 +245,7 @@ class ReferenceProposer:
     def __init__(self, folder: Path, matching: MatchingSettings, half_mode: HalfMode = "gold_standard") -> None:
         self.manifest = read_reference_manifest(folder)
         self.checkpoint_id = self.manifest.checkpoint_id
-        for name, expected in self.manifest.files.items():
-            _check_hash(folder / Path(name).name, expected)
+        check_files(folder, self.manifest.files.items())
         self._references = {half: load_reference(folder, half) for half in HALVES}
         self._matching = matching
         self._half_mode = half_mode
@@ -326,15 +297,3 @@ def _pose_batch(found: MatchedPoses) -> PoseBatch:
         gallery_rotation=found.gallery_rotation[:, 0],
         clipped=found.angle_clipped * np.uint8(Clipped.ANGLE) | found.shift_clipped * np.uint8(Clipped.SHIFT),
     )
-
-
-def _check_hash(path: Path, expected: str) -> None:
-    try:
-        with open(path, "rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UnreachableFileError(f"{path}: cannot be read ({error.strerror}); copy the checkpoint again") from error
-    if found != expected:
-        raise InvalidCheckpointError(
-            f"{path}: its sha256 is {found}, the manifest says {expected}; copy the checkpoint again"
-        )

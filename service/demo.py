@@ -19,8 +19,9 @@ from cesped_stream.imaging.maps import crop_map, read_map
 from cesped_stream.imaging.molecule import embedded_ribosome, molecule_to_map
 from cesped_stream.settings import RealismSettings
 
-from .replay_command import Stages, progress_bars, refuse_used_output, stream_and_report
+from .replay_command import refuse_used_output, stream_and_report
 from .stream_outcome import STATED_NAME
+from .stream_progress import Stages, progress_bars
 from .stream_settings import DemoCommand, EntrySettings, SimulateCommand
 
 EMBEDDED_BOX_SIZE = 48

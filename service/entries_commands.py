@@ -206,16 +206,22 @@ def _add(arguments: argparse.Namespace) -> int:
 
 
 def _added(arguments: argparse.Namespace, root: Path, on_progress: Callable[[int, int], None]) -> "AddedEntry":
-    from cesped_stream.benchmark.add_entry import add_entry_of_one_star, add_entry_of_two_stars
+    from cesped_stream.benchmark.add_entry import NewEntry, add_entry_of_one_star, add_entry_of_two_stars
     from cesped_stream.errors import InvalidSettingsError
 
     star, halves = arguments._star, (arguments._half0, arguments._half1)
-    options: dict[str, Any] = {"root": root, "copy": arguments._copy, "on_progress": on_progress}
-    words = (arguments._image_root, arguments._target, arguments._symmetry)
+    new = NewEntry(
+        arguments._target,
+        arguments._symmetry,
+        arguments._image_root,
+        root,
+        copy=arguments._copy,
+        on_progress=on_progress,
+    )
     if star is not None and halves == (None, None):
-        return add_entry_of_one_star(star, *words, **options)
+        return add_entry_of_one_star(star, new)
     if star is None and None not in halves:
-        return add_entry_of_two_stars(halves, *words, **options)
+        return add_entry_of_two_stars(halves, new)
     raise InvalidSettingsError("give either --star, or both --half0 and --half1")
 
 

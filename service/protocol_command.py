@@ -25,10 +25,12 @@ from cesped_stream.benchmark.report import half_words
 from cesped_stream.benchmark.stream_report import why_no_maps
 from cesped_stream.benchmark.transfer import check_transfer, trained_on, why_not_known_to_be_of_another_entry
 from cesped_stream.benchmark.truth_maps import truth_maps
+from cesped_stream.conventions import HALVES
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.inference import Predictor
 from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
+from cesped_stream.particles.own_columns import CONFIDENCE
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader
 from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import ParticleTable
@@ -78,7 +80,7 @@ def _protocol(settings: ProtocolCommand, stop: StopRequest, console: Console) ->
     with progress_bars(console) as bars:
         run = _Run(entry, table, symmetry, settings, bars)
         checkpoint = Path(settings.checkpoint) if settings.checkpoint else run.trained(stop)
-        stars = [run.predicted(checkpoint, half, stop) for half in fit.HALVES]
+        stars = [run.predicted(checkpoint, half, stop) for half in HALVES]
         evaluation = run.evaluated(stars)
     facts = _facts(read_manifest(checkpoint), settings) | {"simulated": bool(stated_of(entry.folder))}
     _write(evaluation, entry, settings, facts, _made_by(read_manifest(checkpoint), entry, settings), warnings)
@@ -246,7 +248,7 @@ def _stacks(table: ParticleTable) -> dict[str, list[int]]:
 
 def _with_merit(table: ParticleTable) -> ParticleTable:
     """Return CESPED's prediction star: our confidence in rlnParticleFigureOfMerit, a picker's score beside it."""
-    columns: dict[str, Any] = {MERIT_LABEL: table.column("cestreamConfidence")}
+    columns: dict[str, Any] = {MERIT_LABEL: table.column(CONFIDENCE)}
     if MERIT_LABEL in table:
         columns[FORMER_MERIT_LABEL] = table.column(MERIT_LABEL)
     return table.with_columns(columns)

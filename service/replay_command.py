@@ -1,14 +1,13 @@
 """`cesped-stream replay`: an entry lands as a stream, is answered, and what came of it is told. `demo` runs it too."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from cesped_stream.benchmark.beside import Run, read_run
 from cesped_stream.benchmark.compare import Comparison, compare
@@ -62,27 +61,12 @@ from .resolve import with_absolute_paths
 from .session import SessionFolder
 from .settings import LandingSettings, PosingSettings, SessionSettings
 from .stream_outcome import REPORT_NAME, StageBars, StreamStatement, contained_words, stated_of, write_outcome
+from .stream_progress import Stages, StreamBars, progress_bars
 from .stream_settings import ProtocolCommand, ReplayCommand, StreamCommand
-from .streaming import StreamProgress, StreamRecord, stream_entry
+from .streaming import StreamRecord, stream_entry
 from .worker import matching_settings
 
 PUBLISHED_MARK = "model published"
-
-
-@dataclass
-class Stages:
-    """Seconds that each named stage took."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Take the time of what is done meanwhile, however it ends."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = time.monotonic() - start
 
 
 def replay_command(settings: ReplayCommand, console: Console) -> int:
@@ -118,7 +102,7 @@ def stream_and_report(
     truth = settings.output / "truth"
     statement = _statement(entry, plan, settings, realism, session.training.symmetry)
     statement.write(truth)
-    shown = _Bars(bars, plan)
+    shown = StreamBars(bars, plan)
     with stages.stage("stream"):
         record = stream_entry(
             plan, settings.replay, session, truth, on_progress=shown.update,
@@ -359,38 +343,6 @@ def _facts(
         peak_memory_gigabytes=record.peak_memory_gigabytes,
         stage_seconds=stages.seconds,
         entry=stated,
-    )
-
-
-class _Bars:
-    """Progress of a stream: landed, each half's training, poses on disk."""
-
-    def __init__(self, bars: Progress, plan: ReplayPlan) -> None:
-        self._bars = bars
-        self._landed = bars.add_task("landed", total=plan.num_particles)
-        self._training = [bars.add_task(f"training half {half}", total=None) for half in (0, 1)]
-        self._inferred = bars.add_task("inferred", total=plan.count(BatchRole.STREAMED))
-
-    def update(self, progress: StreamProgress) -> None:
-        self._bars.update(self._landed, completed=progress.landed)
-        if progress.status is None:
-            return
-        self._bars.update(self._inferred, completed=progress.status.predicted + progress.status.unposed)
-        training = progress.status.training
-        if training is None:
-            return
-        for task, step in zip(self._training, training.half_steps, strict=False):
-            self._bars.update(task, total=training.max_steps // len(self._training), completed=step)
-        if training.seconds is not None:
-            for task in self._training:
-                # Training may end before its last step: at its time budget.
-                self._bars.update(task, total=self._bars.tasks[task].completed)
-
-
-def progress_bars(console: Console) -> Progress:
-    """Return bars for a command's stages."""
-    return Progress(
-        TextColumn("{task.description:<22}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )
 
 

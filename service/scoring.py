@@ -6,19 +6,20 @@ from pathlib import Path
 from rich.console import Console
 
 from cesped_stream.benchmark.beside import read_run
-from cesped_stream.benchmark.compare import PREDICTED, STATUS_LABEL, Counts, compare
+from cesped_stream.benchmark.compare import Counts, compare
 from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.predictions import PredictionType, read_predictions
 from cesped_stream.benchmark.replay import TRUTH_NAME
 from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream, with_landed_names
 from cesped_stream.conventions import ANGLE_LABELS
 from cesped_stream.errors import InvalidStarError
+from cesped_stream.particles.own_columns import PREDICTED, STATUS
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import BuiltinEngine
 
-from .replay_command import progress_bars
 from .stream_outcome import REPORT_NAME, StageBars, StreamStatement, write_outcome
+from .stream_progress import progress_bars
 
 
 def score(
@@ -76,8 +77,8 @@ def counts_of(
     """
     for label in (label for label in ANGLE_LABELS if label not in prediction_type.angle_labels):
         predicted = predicted.with_columns({label: ["0.000000"] * len(predicted)})
-    if STATUS_LABEL not in predicted:
-        predicted = predicted.with_columns({STATUS_LABEL: [PREDICTED] * len(predicted)})
+    if STATUS not in predicted:
+        predicted = predicted.with_columns({STATUS: [PREDICTED] * len(predicted)})
     return compare([predicted], truth, symmetry).counts
 
 

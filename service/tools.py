@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cesped_stream.conventions import HALVES
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.imaging.maps import read_map
 from cesped_stream.particles.stack_paths import resolve_stack
@@ -98,7 +99,7 @@ def infer(settings: InferCommand, console: Console) -> None:
 
 def training_progress(bars: Progress) -> Callable[[fit.Progress], None]:
     """Return what shows each half's training as a bar of its own."""
-    tasks = [bars.add_task(f"half {half}", total=None) for half in fit.HALVES]
+    tasks = [bars.add_task(f"half {half}", total=None) for half in HALVES]
 
     def on_progress(progress: fit.Progress) -> None:
         error = progress.validation_error_deg[progress.half_set]

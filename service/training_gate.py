@@ -1,17 +1,16 @@
 """When training starts, on which rows, and whether the checkpoint that comes back may be used. No torch here."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cesped_stream.durable import Step, write_whole
-from cesped_stream.errors import InvalidCheckpointError
+from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
 from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name
 from cesped_stream.particles.star import star_bytes
 from cesped_stream.particles.table import ParticleTable
+from cesped_stream.published import check_files, read_listing
 
 from .finished import BatchTables, joined
 from .ledger import ALIGNED_KINDS, GIVEN, REFERENCE, Ledger
@@ -33,30 +32,12 @@ def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
 
     Raises InvalidCheckpointError. The tensors themselves are checked by whoever loads them.
     """
-    path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
-        checkpoint_id = str(manifest["checkpoint_id"])
-        halves = {str(half): (str(entry["file"]), str(entry["sha256"])) for half, entry in manifest["halves"].items()}
-        others = [(str(name), str(sha256)) for name, sha256 in manifest.get("files", {}).items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{path}: no readable manifest ({error}); is this a published checkpoint?"
-        raise InvalidCheckpointError(why) from None
-    if set(halves) != {"0", "1"}:
-        raise InvalidCheckpointError(f"{path}: halves {sorted(halves)}, it takes 0 and 1")
-    for name, expected in {*halves.values(), *others}:
-        if Path(name).name != name:
-            raise InvalidCheckpointError(f"{path}: names {name!r}, which is no file of its folder")
-        try:
-            with open(folder / name, "rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise InvalidCheckpointError(f"{folder / name}: {error.strerror}; the checkpoint is incomplete") from None
-        if found != expected:
-            raise InvalidCheckpointError(
-                f"{folder / name}: sha256 {found[:12]}.., the manifest says {expected[:12]}..; copy it again"
-            )
-    return VerifiedCheckpoint(checkpoint_id, folder)
+        listing = read_listing(folder)
+        check_files(folder, listing.names_and_hashes())
+    except UnreachableFileError as error:
+        raise InvalidCheckpointError(f"{error}; the checkpoint is incomplete") from None
+    return VerifiedCheckpoint(listing.checkpoint_id, folder)
 
 
 class TrainingGate:

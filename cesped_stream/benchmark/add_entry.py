@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
-from cesped_stream.benchmark.entry_folder import HALVES, check_new_name, disk_errors, done_path, entry_lock, mark_added
-from cesped_stream.conventions import half_set_to_random_subset
+from cesped_stream.benchmark.entry_folder import check_new_name, disk_errors, done_path, entry_lock, mark_added
+from cesped_stream.conventions import HALVES, SUBSET_LABEL, half_set_to_random_subset
 from cesped_stream.durable import rename_durably, write_whole
 from cesped_stream.errors import InvalidEntryError, InvalidSettingsError, InvalidStarError, NotSettledError
 from cesped_stream.particles.stack_paths import resolve_stack
@@ -22,7 +22,6 @@ from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.so3.symmetry import group_rotations
 
-SUBSET_LABEL = "rlnRandomSubset"
 ORIGINAL_LABEL = "rlnImageOriginalName"
 ROWS_AT_ONCE = 256
 
@@ -59,23 +58,29 @@ class _Source:
         return [self.headers[path].box_size for path in self.stacks]
 
 
-def add_entry(
-    star: Path,
-    particles_root: Path | None,
-    target: str,
-    half_set: int,
-    symmetry: str,
-    root: Path = DEFAULT_ROOT,
-    *,
-    copy: bool = False,
-    on_progress: OnProgress = lambda done, total: None,
-) -> AddedEntry:
+@dataclass(frozen=True)
+class NewEntry:
+    """What is to be made, and how."""
+
+    target: str
+    """The entry's name."""
+    symmetry: str
+    particles_root: Path | None = None
+    """Image names are relative to it (a RELION project); none: to the star's folder."""
+    root: Path = DEFAULT_ROOT
+    """The folder of all entries."""
+    copy: bool = False
+    """Copy the images; else link their stacks."""
+    on_progress: OnProgress = lambda done, total: None
+
+
+def add_entry(star: Path, half_set: int, new: NewEntry) -> AddedEntry:
     """Add one half-set (0 or 1) of an entry: `particles_<h>.star` with all its columns, its stack or stacks, its info.
 
-    Image names are relative to `particles_root` (a RELION project), or None: to the star's folder. By links (default)
-    rows keep their index: one stack becomes `particles_<h>.mrcs`, several become `stacks_<h>/<k>_<name>`. A copy gives
-    one float32 stack in the order of the rows. rlnImageOriginalName keeps the name that a row came with, unless the
-    star has that column. cesped reads either (25.12.0), but for what `warnings` name.
+    By links (default) rows keep their index: one stack becomes `particles_<h>.mrcs`, several become
+    `stacks_<h>/<k>_<name>`. A copy gives one float32 stack in the order of the rows. rlnImageOriginalName keeps the
+    name that a row came with, unless the star has that column. cesped reads either (25.12.0), but for what `warnings`
+    name.
 
     Raises InvalidSettingsError (name, symmetry), InvalidStarError (rows of the other half-set, a row that stands
     twice, boxes that cannot share a stack), NotSettledError (an image that is not there), InvalidEntryError (the
@@ -83,35 +88,16 @@ def add_entry(
     """
     if half_set not in HALVES:
         raise InvalidSettingsError(f"half_set: {half_set}; it is 0 or 1")
-    table = _of_one_half(read_star(star), half_set)
-    return _add({half_set: table}, {half_set: star}, particles_root, target, symmetry, root, copy, on_progress)
+    return _add({half_set: _of_one_half(read_star(star), half_set)}, {half_set: star}, new)
 
 
-def add_entry_of_two_stars(
-    stars: tuple[Path, Path],
-    particles_root: Path | None,
-    target: str,
-    symmetry: str,
-    root: Path = DEFAULT_ROOT,
-    *,
-    copy: bool = False,
-    on_progress: OnProgress = lambda done, total: None,
-) -> AddedEntry:
+def add_entry_of_two_stars(stars: tuple[Path, Path], new: NewEntry) -> AddedEntry:
     """Add an entry whose half-sets are two stars, 0 and 1; otherwise as `add_entry`."""
     tables = {half: _of_one_half(read_star(star), half) for half, star in enumerate(stars)}
-    return _add(tables, dict(enumerate(stars)), particles_root, target, symmetry, root, copy, on_progress)
+    return _add(tables, dict(enumerate(stars)), new)
 
 
-def add_entry_of_one_star(
-    star: Path,
-    particles_root: Path | None,
-    target: str,
-    symmetry: str,
-    root: Path = DEFAULT_ROOT,
-    *,
-    copy: bool = False,
-    on_progress: OnProgress = lambda done, total: None,
-) -> AddedEntry:
+def add_entry_of_one_star(star: Path, new: NewEntry) -> AddedEntry:
     """Add an entry from one star, split by its rlnRandomSubset, else by a stable hash of the micrographs' names.
 
     Each row then has rlnRandomSubset. Otherwise as `add_entry`; InvalidStarError where a half-set would be empty.
@@ -124,7 +110,7 @@ def add_entry_of_one_star(
             raise InvalidStarError(
                 f"{star}: none of its {len(whole)} rows is of half-set {half}; give rlnRandomSubset, or two stars"
             )
-    return _add(tables, dict.fromkeys(HALVES, star), particles_root, target, symmetry, root, copy, on_progress)
+    return _add(tables, dict.fromkeys(HALVES, star), new)
 
 
 def _of_one_half(table: ParticleTable, half_set: int) -> ParticleTable:
@@ -141,30 +127,20 @@ def _of_one_half(table: ParticleTable, half_set: int) -> ParticleTable:
     return table
 
 
-def _add(
-    tables: dict[int, ParticleTable],
-    stars: dict[int, Path],
-    particles_root: Path | None,
-    target: str,
-    symmetry: str,
-    root: Path,
-    copy: bool,
-    on_progress: OnProgress,
-) -> AddedEntry:
-    check_new_name(target)
-    group_rotations(symmetry)
-    with StackReader() as reader, entry_lock(target, root) as folder, disk_errors(folder):
+def _add(tables: dict[int, ParticleTable], stars: dict[int, Path], new: NewEntry) -> AddedEntry:
+    check_new_name(new.target)
+    group_rotations(new.symmetry)
+    with StackReader() as reader, entry_lock(new.target, new.root) as folder, disk_errors(folder):
         for half in tables:
             _refuse_present(folder, half)
-        sources = [_source(half, table, stars[half], particles_root, reader) for half, table in tables.items()]
+        sources = [_source(half, table, stars[half], new.particles_root, reader) for half, table in tables.items()]
         added = AddedEntry(folder, {source.half_set: len(source.table) for source in sources})
         _check_images([*_linked_already(folder, sources, reader), *sources])
-        making = folder.with_name(f".{target}.adding")
+        making = folder.with_name(f".{new.target}.adding")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
         try:
-            total = sum(map(len, tables.values()))
-            writer = _Writer(making, target, symmetry.upper(), copy, reader, added, on_progress, total)
+            writer = _Writer(making, new, reader, added, total=sum(map(len, tables.values())))
             for source in sources:
                 writer.write(source)
             _publish(making, folder, [source.half_set for source in sources])
@@ -224,12 +200,9 @@ class _Writer:
     """Writes the half-sets of one entry into a folder that is not yet its own."""
 
     folder: Path
-    target: str
-    symmetry: str
-    copy: bool
+    new: NewEntry
     reader: StackReader
     added: AddedEntry
-    on_progress: OnProgress
     total: int
     done: int = 0
 
@@ -237,7 +210,7 @@ class _Writer:
         """Write stack or links, then star and info."""
         half = source.half_set
         boxes = source.box_sizes
-        names = self._copied(source, boxes) if self.copy else self._linked(source)
+        names = self._copied(source, boxes) if self.new.copy else self._linked(source)
         table = source.table.without([STACK_LABEL]).with_image_sizes(boxes)
         columns: dict[str, Sequence[str]] = {"rlnImageName": names}
         if ORIGINAL_LABEL not in table:
@@ -245,7 +218,9 @@ class _Writer:
         table = table.with_columns(columns)
         self._warn(table, boxes)
         write_star(self.folder / f"particles_{half}.star", table)
-        write_whole(self.folder / f"info_{half}.json", json.dumps({"symmetry": self.symmetry}).encode() + b"\n")
+        write_whole(
+            self.folder / f"info_{half}.json", json.dumps({"symmetry": self.new.symmetry.upper()}).encode() + b"\n"
+        )
 
     def _linked(self, source: _Source) -> list[str]:
         """Link the stacks; return the rows' new image names."""
@@ -277,11 +252,11 @@ class _Writer:
                 (group,) = read_images(part, self.reader)
                 stack.append(group.images)
                 self.done += len(rows)
-                self.on_progress(self.done, self.total)
+                self.new.on_progress(self.done, self.total)
         return [f"{k + 1:06d}@{name}" for k in range(len(source.table))]
 
     def _warn(self, table: ParticleTable, boxes: list[int]) -> None:
-        where = f"{self.target}, half-set {table.half_sets()[0]}"
+        where = f"{self.new.target}, half-set {table.half_sets()[0]}"
         if not table.has_poses().all():
             self._say(f"{where}: {int((~table.has_poses()).sum()):,} rows have no pose")
         if len(table.optics) > 1:

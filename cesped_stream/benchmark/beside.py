@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cesped_stream.benchmark.evaluation_files import BLOCK, METRICS_FILE
+from cesped_stream.benchmark.evaluation_page import angstrom
 from cesped_stream.errors import InvalidStarError, UnreachableFileError
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -73,6 +74,11 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
+def _resolution_05(region: Mapping[str, Any]) -> str:
+    found = region.get("resolution_05_angstrom")
+    return _ABSENT if found is None else angstrom(found, at_nyquist=bool(region.get("resolution_05_at_nyquist")))
+
+
 def _seconds(value: float) -> str:
     return f"{value:.1f} s"
 
@@ -91,7 +97,7 @@ _ROWS: tuple[tuple[str, tuple[str, ...], Callable[[Any], str]], ...] = (
     ("a guess's mean error", ("poses", "random_predictor_mean_deg"), _degrees),
     ("junk told from particles, AUC", ("confidence", "junk_auc"), "{:.2f}".format),
     ("map against truth, PCC", (*_MAP, "pearson"), "{:.3f}".format),
-    ("map against truth, FSC 0.5", (*_MAP, "resolution_05_angstrom"), "{:.1f} Å".format),
+    ("map against truth, FSC 0.5", _MAP, _resolution_05),
     ("latency, median", ("stream", "latency", "p50_seconds"), _seconds),
     ("latency with a model, median", ("stream", "latency_with_model", "p50_seconds"), _seconds),
 )

@@ -9,15 +9,14 @@ from numpy.typing import NDArray
 
 from cesped_stream.benchmark.metrics import PoseMetrics, pose_metrics
 from cesped_stream.benchmark.plan import ROLE_LABEL, BatchRole
-from cesped_stream.imaging.junk import KIND_LABEL, PARTICLE
+from cesped_stream.imaging.junk import is_particle
+from cesped_stream.particles.own_columns import PREDICTED, STATUS
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.so3.distance import angular_error_deg, in_plane_error_deg, view_error_deg
 from cesped_stream.so3.symmetry import group_rotations
 
 Float64 = NDArray[np.float64]
-STATUS_LABEL = "cestreamStatus"
-PREDICTED = "predicted"
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def compare(exported: Sequence[ParticleTable], truth: ParticleTable, symmetry: s
         keys = [parse_image_name(name) for name in table.column("rlnImageName")]
         seen.update(keys)
         posed = table.has_poses()
-        status = table.column(STATUS_LABEL)
+        status = table.column(STATUS)
         rows = [k for k, key in enumerate(keys) if posed[k] and status[k] == PREDICTED and key in place]
         rotations = table.select(rows).rotations() if rows else np.zeros((0, 3, 3))
         predicted.update({place[keys[row]]: rotation for row, rotation in zip(rows, rotations, strict=True)})
@@ -91,15 +90,9 @@ def compare(exported: Sequence[ParticleTable], truth: ParticleTable, symmetry: s
         doubled=seen.total() - len(seen),
         foreign=sum(key not in place for key in seen),
     )
-    measured = inferred[_are_particles(truth.select(inferred))]
+    measured = inferred[is_particle(truth.select(inferred))]
     rotations = np.array([predicted[int(row)] for row in measured]).reshape(-1, 3, 3)
     return _measured(counts, truth.select(measured), rotations, symmetry)
-
-
-def _are_particles(truth: ParticleTable) -> NDArray[np.bool_]:
-    """Flags `(n,)`: rows that are no junk. Junk has no pose to be wrong about."""
-    kinds = truth.column(KIND_LABEL) if KIND_LABEL in truth else [PARTICLE] * len(truth)
-    return np.array([kind == PARTICLE for kind in kinds], np.bool_)
 
 
 def _measured(counts: Counts, truth: ParticleTable, predicted: Float64, symmetry: str) -> Comparison:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from cesped_stream.benchmark.cesped_names import CespedNames
 from cesped_stream.benchmark.dataset_images import BoxImages, Compatibility, ImageSteps, read_boxes
 from cesped_stream.benchmark.dataset_source import (
     Source,
-    add_half,
     entry_source,
     local_halves,
     published_halves,
@@ -33,7 +33,7 @@ Item = tuple[str, Tensor, tuple[Tensor, Tensor, Tensor], dict[str, Any]]
 Batch = tuple[list[str], Tensor, tuple[Tensor, Tensor, Tensor], dict[str, Any]]
 
 
-class ParticlesDataset(Dataset[Item]):
+class ParticlesDataset(CespedNames, Dataset[Item]):
     """Particles of one half-set of an entry: `iid, img, (rotMat, xyShiftAngs, confidence), metadata = dataset[i]`.
 
     - `iid`: rlnImageName; `metadata`: every column of the star, by name.
@@ -347,24 +347,6 @@ class ParticlesDataset(Dataset[Item]):
         table = self.md.table(only_updated=only_updated)
         save_predictions(Path(path), table, self._source.star, overwrite=overwrite)
 
-    def updateMd(
-        self,
-        ids: Sequence[str],
-        angles: Any = None,
-        shifts: Any = None,
-        confidence: Any = None,
-        angles_format: AnglesFormat = "rotmat",
-        shifts_format: Literal["Angst"] = "Angst",
-    ) -> None:
-        """`update_poses` under `cesped`'s name."""
-        if shifts_format != "Angst":
-            raise ValueError(f"shifts_format {shifts_format!r}; it can only be Angst")
-        self.update_poses(ids, angles, shifts, confidence, angles_format)
-
-    def saveMd(self, fname: str | os.PathLike[str], overwrite: bool = True) -> None:
-        """`save_poses` under `cesped`'s name."""
-        self.save_poses(fname, overwrite=overwrite)
-
     @classmethod
     def published_entries(cls) -> list[tuple[str, int]]:
         """Return (name, half-set) of every published entry, as `ParticlesDataset` takes them."""
@@ -374,29 +356,6 @@ class ParticlesDataset(Dataset[Item]):
     def local_entries(cls, root: str | os.PathLike[str] | None = None) -> list[tuple[str, int]]:
         """Return (name, half-set) of the entries under `root`, by name; none where there is no such folder."""
         return local_halves(root)
-
-    @classmethod
-    def getCESPEDEntries(cls) -> list[tuple[str, int]]:
-        """`published_entries` under `cesped`'s name."""
-        return cls.published_entries()
-
-    @classmethod
-    def getLocallyAvailableEntries(cls, benchmarkDir: str | os.PathLike[str] | None = None) -> list[tuple[str, int]]:
-        """`local_entries` under `cesped`'s name."""
-        return cls.local_entries(benchmarkDir)
-
-    @classmethod
-    def addNewEntryLocally(
-        cls,
-        starFname: str | os.PathLike[str],
-        particlesRootDir: str | os.PathLike[str],
-        newTargetName: str | os.PathLike[str],
-        halfset: Literal[0, 1],
-        symmetry: str,
-        benchmarkDir: str | os.PathLike[str] | None = None,
-    ) -> None:
-        """`add_entry` for one half-set under `cesped`'s name: the images are copied, as there."""
-        add_half(Path(starFname), Path(particlesRootDir), os.fspath(newTargetName), halfset, symmetry, benchmarkDir)
 
     def _read(self, rows: Int64, reader: StackReader) -> list[BoxImages]:
         return read_boxes(self._table.select(rows), reader, with_ctf=self._with_ctf)

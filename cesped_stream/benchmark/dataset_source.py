@@ -7,13 +7,13 @@ from pathlib import Path
 from cesped_stream.benchmark.catalogue import CATALOGUE, DEFAULT_ROOT, DEMO_NAME
 from cesped_stream.benchmark.entry_check import read_symmetry
 from cesped_stream.benchmark.entry_folder import (
-    HALVES,
     EntryState,
     entry_folder,
     half_state,
     local_entries,
     name_hint,
 )
+from cesped_stream.conventions import HALVES
 from cesped_stream.errors import InvalidSettingsError, UnreachableFileError
 
 Root = str | os.PathLike[str] | None
@@ -64,9 +64,9 @@ def local_halves(root: Root) -> list[tuple[str, int]]:
 
 def add_half(star: Path, particles_root: Path, target: str, half_set: int, symmetry: str, root: Root) -> None:
     """Add one half-set of own data as an entry, its images copied; errors as `add_entry`."""
-    from cesped_stream.benchmark.add_entry import add_entry
+    from cesped_stream.benchmark.add_entry import NewEntry, add_entry
 
-    add_entry(star, particles_root, target, half_set, symmetry, _root(root), copy=True)
+    add_entry(star, half_set, NewEntry(target, symmetry, particles_root, _root(root), copy=True))
 
 
 def _fetch(target: str, half_set: int, root: Path) -> None:

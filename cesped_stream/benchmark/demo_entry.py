@@ -7,7 +7,6 @@ from typing import Final
 
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT, DEMO_NAME
 from cesped_stream.benchmark.entry_folder import (
-    HALVES,
     EntryState,
     disk_errors,
     entry_folder,
@@ -15,6 +14,7 @@ from cesped_stream.benchmark.entry_folder import (
     entry_state,
     mark_added,
 )
+from cesped_stream.conventions import HALVES
 from cesped_stream.durable import rename_durably
 from cesped_stream.imaging.entry import write_entry
 from cesped_stream.imaging.molecule import embedded_ribosome, molecule_to_map

@@ -13,7 +13,6 @@ from cesped_stream.benchmark.catalogue import CATALOGUE, DEFAULT_ROOT, DEMO_NAME
 from cesped_stream.benchmark.download import RecordServer
 from cesped_stream.benchmark.entry_check import HalfCheck, check_half
 from cesped_stream.benchmark.entry_folder import (
-    HALVES,
     EntryState,
     entry_folder,
     entry_lock,
@@ -24,6 +23,7 @@ from cesped_stream.benchmark.entry_folder import (
 )
 from cesped_stream.benchmark.fetch import bytes_on_disk, fetch, forget_journal, is_same_file, part_path
 from cesped_stream.benchmark.records import Assembly, HalfFiles, half_files
+from cesped_stream.conventions import HALVES
 from cesped_stream.durable import fsync_folder, rename_durably
 from cesped_stream.errors import (
     FullDiskError,

@@ -9,15 +9,12 @@ from urllib.parse import quote
 from cesped_stream.benchmark.catalogue import CATALOGUE, DEFAULT_ROOT, DEMO_NAME
 from cesped_stream.benchmark.entry_check import read_symmetry
 from cesped_stream.benchmark.entry_folder import EntryState, entry_state, is_entry_name, name_hint
-from cesped_stream.conventions import half_set_to_random_subset
+from cesped_stream.conventions import SUBSET_LABEL, half_set_to_random_subset
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError, UnreachableFileError
 from cesped_stream.particles.stack_paths import resolve_stack
-from cesped_stream.particles.stacks import parse_image_name
+from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name
 from cesped_stream.particles.star import NEUTRAL_VALUES, concatenated, read_star, union_of_labels
 from cesped_stream.particles.table import ParticleTable
-
-STACK_LABEL = "cestreamStack"
-SUBSET_LABEL = "rlnRandomSubset"
 
 
 @dataclass(frozen=True)

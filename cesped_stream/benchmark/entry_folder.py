@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from cesped_stream.benchmark.catalogue import CATALOGUE, DEMO_NAME
+from cesped_stream.conventions import HALVES
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import BusyEntryError, FullDiskError, InvalidSettingsError, UnreachableFileError
 
-HALVES: Final = (0, 1)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from cesped_stream.benchmark.catalogue import CATALOGUE, DEFAULT_ROOT, DEMO_NAME
 from cesped_stream.benchmark.entry_check import read_symmetry
 from cesped_stream.benchmark.entry_folder import (
-    HALVES,
     EntryState,
     bytes_in,
     entry_folder,
@@ -18,6 +17,7 @@ from cesped_stream.benchmark.entry_folder import (
     mask_path,
     name_hint,
 )
+from cesped_stream.conventions import HALVES
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError
 from cesped_stream.particles.star import iter_star
 from cesped_stream.particles.table import ParticleTable

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cesped_stream.benchmark.entries import open_entry
-from cesped_stream.imaging.junk import KIND_LABEL, PARTICLE
+from cesped_stream.imaging.junk import PARTICLE, kinds_of
 from cesped_stream.particles.stacks import StackReader, read_images
 
 EXAMPLES_NAME = "examples.png"
@@ -21,7 +21,7 @@ def save_examples(folder: Path) -> Path:
     Grey levels are the image's mean +- 3 standard deviations, density bright; images as they are, nothing filtered.
     """
     table = open_entry(folder).particles()
-    kinds = np.array(table.column(KIND_LABEL) if KIND_LABEL in table else [PARTICLE] * len(table))
+    kinds = np.array(kinds_of(table))
     names = sorted(set(kinds), key=lambda name: (name != PARTICLE, name))
     figure = Figure(figsize=(_COLUMNS * _INCHES, len(names) * (_INCHES + 0.2)), layout="constrained")
     FigureCanvasAgg(figure)

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Final
 
-from cesped_stream.benchmark.entries import STACK_LABEL, Entry
+from cesped_stream.benchmark.entries import Entry
 from cesped_stream.benchmark.entry_folder import disk_errors
 from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.errors import InvalidEntryError
+from cesped_stream.particles.stacks import STACK_LABEL
 from cesped_stream.particles.star import write_star
 
 MERGED_NAME: Final = "particles_merged.star"

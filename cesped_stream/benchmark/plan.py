@@ -9,12 +9,12 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from cesped_stream.benchmark.entries import STACK_LABEL, Entry
+from cesped_stream.benchmark.entries import Entry
 from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.benchmark.stream_images import ImageEdits
 from cesped_stream.benchmark.stream_realism import TRUTH_ONLY, StreamRealism, with_used_optics
 from cesped_stream.errors import InvalidSettingsError
-from cesped_stream.particles.stacks import read_header
+from cesped_stream.particles.stacks import STACK_LABEL, read_header
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import RealismSettings
 

@@ -21,6 +21,8 @@ from cesped_stream.conventions import (
     rotation_to_euler_deg,
 )
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
+from cesped_stream.imaging.junk import is_particle
+from cesped_stream.particles.own_columns import CONFIDENCE, GIVEN, PREDICTED, STATUS
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.star import concatenated, read_star
 from cesped_stream.particles.table import ParticleTable
@@ -28,12 +30,8 @@ from cesped_stream.particles.table import ParticleTable
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-CONFIDENCE_LABELS: Final = ("cestreamConfidence", "rlnParticleFigureOfMerit")
+CONFIDENCE_LABELS: Final = (CONFIDENCE, "rlnParticleFigureOfMerit")
 """Where a prediction's confidence may stand. Ours before CESPED's: a star of ours may keep a picker's score there."""
-STATUS_LABEL: Final = "cestreamStatus"
-GIVEN: Final = "given"
-KIND_LABEL: Final = "cestreamKind"
-PARTICLE_KIND: Final = "particle"
 
 _UNSET_TEXT: Final = "-999.000000"
 _EXAMPLES: Final = 3
@@ -103,9 +101,7 @@ def read_predictions(stars: Sequence[Path]) -> ParticleTable:
         raise ValueError("no prediction stars; one or two are needed")
     _check_distinct(stars)
     tables = [read_star(star) for star in stars]
-    wanted = [
-        label for label in (*ANGLE_LABELS, *SHIFT_LABELS, *CONFIDENCE_LABELS, STATUS_LABEL) if _has(label, tables)
-    ]
+    wanted = [label for label in (*ANGLE_LABELS, *SHIFT_LABELS, *CONFIDENCE_LABELS, STATUS) if _has(label, tables)]
     wanted += [label for label in IDENTITY_LABELS if all(label in table for table in tables)]
     return concatenated(
         [_only(table, ("rlnImageName", *wanted), star) for table, star in zip(tables, stars, strict=True)]
@@ -128,7 +124,7 @@ def match_predictions(
     of_truth = _predicted_row_of_each(truth, predicted)
     # One more, false, for -1 to find: the particles that have no prediction.
     posed = np.append(has_angles(predicted, prediction_type.angle_labels), False)
-    is_given = np.append(_is(predicted, STATUS_LABEL, GIVEN), False)[of_truth]
+    is_given = np.append(_is(predicted, STATUS, GIVEN), False)[of_truth]
     rows = np.flatnonzero(posed[of_truth] & ~is_given)
     particle = is_particle(truth)
     matched_truth, matched = truth.select(rows), predicted.select(of_truth[rows])
@@ -140,13 +136,6 @@ def match_predictions(
         is_particle=particle[rows],
         coverage=_coverage(truth.half_sets(), particle, is_given, rows),
     )
-
-
-def is_particle(truth: ParticleTable) -> NDArray[np.bool_]:
-    """Return `(n,)`: false for rows whose `cestreamKind` says that they are junk; all true where there is no such."""
-    if KIND_LABEL not in truth:
-        return np.ones(len(truth), np.bool_)
-    return _is(truth, KIND_LABEL, PARTICLE_KIND)
 
 
 def predicted_rotations(matched: MatchedPredictions, prediction_type: PredictionType, group: Float64) -> Float64:
@@ -237,13 +226,13 @@ def _has(label: str, tables: Sequence[ParticleTable]) -> bool:
 
 def _only(table: ParticleTable, labels: tuple[str, ...], star: Path) -> ParticleTable:
     absent = [label for label in labels if label not in table]
-    if wrong := [label for label in absent if label not in (*ANGLE_LABELS, STATUS_LABEL)]:
+    if wrong := [label for label in absent if label not in (*ANGLE_LABELS, STATUS)]:
         raise InvalidStarError(
             f"{star}: no column {', '.join(wrong)}, which the other half's predictions have; add it there or remove it "
             "here"
         )
     whole = table.with_columns(
-        {label: ["predicted" if label == STATUS_LABEL else _UNSET_TEXT] * len(table) for label in absent}
+        {label: [PREDICTED if label == STATUS else _UNSET_TEXT] * len(table) for label in absent}
     )
     rows = list(zip(*map(whole.column, labels), strict=True))
     return ParticleTable(labels, rows, table.optics, table.optics_index, str(star))

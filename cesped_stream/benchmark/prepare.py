@@ -14,8 +14,9 @@ from pydantic import Field
 
 from cesped_stream.benchmark.dataset_images import BoxImages, ImageSteps, read_boxes
 from cesped_stream.benchmark.entries import Entry
-from cesped_stream.benchmark.entry_folder import HALVES, done_path, folder_lock
+from cesped_stream.benchmark.entry_folder import done_path, folder_lock
 from cesped_stream.benchmark.output_folder import output_folder
+from cesped_stream.conventions import HALVES
 from cesped_stream.durable import rename_durably, write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.stack_writer import StackWriter

@@ -17,13 +17,19 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from cesped_stream.benchmark.entries import STACK_LABEL
 from cesped_stream.benchmark.plan import BatchRole, PlannedBatch, PlannedStack, ReplayPlan, tells_pose
 from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.imaging.junk import REALISM_NAME
-from cesped_stream.particles.stacks import StackReader, parse_image_name, read_header, read_images, write_stack
+from cesped_stream.particles.stacks import (
+    STACK_LABEL,
+    StackReader,
+    parse_image_name,
+    read_header,
+    read_images,
+    write_stack,
+)
 from cesped_stream.particles.star import star_bytes, write_star
 from cesped_stream.particles.table import ParticleTable
 

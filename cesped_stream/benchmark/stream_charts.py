@@ -14,6 +14,12 @@ from cesped_stream.benchmark.stream_curves import ErrorPoint, MapPoint
 from cesped_stream.benchmark.stream_times import BatchLatency
 
 _SIZE = (6.4, 3.9)
+_RESOLUTIONS = (
+    ("map against truth, FSC 0.5", "o-", BLUE, "to_truth_05"),
+    ("half map against the truth's other half, 0.5", "s-", GREEN, "to_other_half_05"),
+    ("half maps, 0.143 (no truth needed)", ".--", ORANGE, "half_to_half_0143"),
+)
+"""Label, style, colour and the name of a `MapPoint`'s figure."""
 
 
 def error_chart(points: Sequence[ErrorPoint], random_mean_deg: float | None, *, by_seconds: bool = False) -> bytes:
@@ -33,24 +39,33 @@ def error_chart(points: Sequence[ErrorPoint], random_mean_deg: float | None, *, 
     return _chart(draw, _x_label(by_seconds))
 
 
-def resolution_chart(points: Sequence[MapPoint], best_05_angstrom: float | None, *, by_seconds: bool = False) -> bytes:
-    """Return FSC resolutions of the maps so far; `best_05_angstrom`: what the truth's halves reach at 0.5."""
+def resolution_chart(
+    points: Sequence[MapPoint],
+    best_05_angstrom: float | None,
+    *,
+    best_at_nyquist: bool = False,
+    by_seconds: bool = False,
+) -> bytes:
+    """Return FSC resolutions of the maps so far; `best_05_angstrom`: what the truth's halves reach at 0.5.
+
+    A hollow mark is at Nyquist: the pixel size limits that resolution, not the map.
+    """
 
     def draw(axes: Axes) -> None:
-        x = _x(points, by_seconds)
-        for label, style, color, values in (
-            ("map against truth, FSC 0.5", "o-", BLUE, [p.to_truth_05_angstrom for p in points]),
-            (
-                "half map against the truth's other half, 0.5",
-                "s-",
-                GREEN,
-                [p.to_other_half_05_angstrom for p in points],
-            ),
-            ("half maps, 0.143 (no truth needed)", ".--", ORANGE, [p.half_to_half_0143_angstrom for p in points]),
-        ):
-            axes.plot(x, [np.nan if v is None else v for v in values], style, color=color, label=label)
+        x = np.array(_x(points, by_seconds))
+        limited = np.zeros(0, np.bool_)
+        for label, style, color, name in _RESOLUTIONS:
+            values = [getattr(point, f"{name}_angstrom") for point in points]
+            y = np.array([np.nan if value is None else value for value in values])
+            at_nyquist = np.array([getattr(point, f"{name}_at_nyquist") for point in points], np.bool_)
+            axes.plot(x, y, style, color=color, label=label)
+            axes.plot(x[at_nyquist], y[at_nyquist], "o", mfc="white", mec=color, zorder=3)
+            limited = np.append(limited, at_nyquist)
+        if limited.any():
+            axes.plot([], [], "o", mfc="white", mec=INK, label="hollow: at Nyquist, or finer")
         if best_05_angstrom is not None:
-            axes.axhline(best_05_angstrom, color=INK, linewidth=1, linestyle=":", label="the truth's own halves, 0.5")
+            words = "the truth's own halves, 0.5" + (" (Nyquist)" if best_at_nyquist else "")
+            axes.axhline(best_05_angstrom, color=INK, linewidth=1, linestyle=":", label=words)
         axes.set_ylabel("resolution, Å (lower is better)")
 
     return _chart(draw, _x_label(by_seconds))

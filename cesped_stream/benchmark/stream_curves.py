@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cesped_stream.benchmark.map_metrics import RegionAgreement, compare_maps
+from cesped_stream.benchmark.map_metrics import compare_maps
 from cesped_stream.benchmark.truth_maps import TruthMaps
 from cesped_stream.particles.stacks import StackReader, read_images
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.backproject import Backprojector
+from cesped_stream.reconstruction.memory import warn_of_memory
 from cesped_stream.so3.symmetry import group_rotations
 
 Float32 = NDArray[np.float32]
@@ -51,6 +52,11 @@ class MapPoint:
     """Half maps against the truth's map of the other half, the worse of both: no image is in both."""
     half_to_half_0143_angstrom: float | None
     """The half maps against one another, at the shifts of the tool's star: what a session without a truth would see."""
+    to_truth_05_at_nyquist: bool = False
+    """Whether the curve never falls below the threshold: the pixel size limits the resolution, not the map."""
+    to_truth_0143_at_nyquist: bool = False
+    to_other_half_05_at_nyquist: bool = False
+    half_to_half_0143_at_nyquist: bool = False
 
 
 def moments(total: int, points: int) -> Int64:
@@ -108,6 +114,7 @@ def cumulative_maps(
     box = truth.halves[0].shape[0]
     group, half_sets, reader = group_rotations(truth.symmetry), table.half_sets(), StackReader()
     rotations, shifts, ctf = table.rotations(), table.shifts_angstrom(), table.ctf_parameters()
+    warn_of_memory(box, symmetric=len(group) > 1, num_maps=2)
     sums = [Backprojector(box, truth.pixel_size_angstrom) for _ in (0, 1)]
     filled = [False, False]
     done = 0
@@ -138,6 +145,7 @@ def _map_point(count: int, seconds: float | None, halves: Halves, in_session: Ha
         for half, volume in enumerate(halves)
         if volume is not None
     ]
+    worst = max(to_other, key=lambda one: one.resolution_05_angstrom)
     zero, one = in_session
     between = None if zero is None or one is None else compare_maps(zero, one, pixel_size).unmasked
     return MapPoint(
@@ -145,13 +153,13 @@ def _map_point(count: int, seconds: float | None, halves: Halves, in_session: Ha
         seconds=seconds,
         to_truth_05_angstrom=_known(to_truth.resolution_05_angstrom),
         to_truth_0143_angstrom=_known(to_truth.resolution_0143_angstrom),
-        to_other_half_05_angstrom=_worst_05(to_other),
+        to_other_half_05_angstrom=_known(worst.resolution_05_angstrom),
         half_to_half_0143_angstrom=None if between is None else _known(between.resolution_0143_angstrom),
+        to_truth_05_at_nyquist=to_truth.resolution_05_at_nyquist,
+        to_truth_0143_at_nyquist=to_truth.resolution_0143_at_nyquist,
+        to_other_half_05_at_nyquist=worst.resolution_05_at_nyquist,
+        half_to_half_0143_at_nyquist=between is not None and between.resolution_0143_at_nyquist,
     )
-
-
-def _worst_05(found: list[RegionAgreement]) -> float | None:
-    return _known(max(one.resolution_05_angstrom for one in found))
 
 
 def _known(value: float) -> float | None:

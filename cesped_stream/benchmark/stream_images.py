@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.errors import InvalidStarError
-from cesped_stream.imaging.junk import CONTRAST, KIND_LABEL, PARTICLE, PICTURES
+from cesped_stream.imaging.junk import CONTRAST, PARTICLE, PICTURES, kinds_of
 from cesped_stream.imaging.noise import filtered, phase_randomised, power_law
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import RealismSettings
@@ -92,9 +92,8 @@ class _Stack:
         self._diameters = diameters_px(self._realism, self._table.pixel_sizes_angstrom(), boxes)
 
     def edited(self) -> Float32:
-        kinds = self._table.column(KIND_LABEL) if KIND_LABEL in self._table else [PARTICLE] * len(self._rows)
         edited = self._images.copy()
-        for k, kind in enumerate(kinds):
+        for k, kind in enumerate(kinds_of(self._table)):
             generator = np.random.default_rng([*b"image", self._realism.seed, int(self._rows[k])])
             if kind != PARTICLE and self._realism.junk_fraction:
                 edited[k] = self._junk(k, kind, generator)

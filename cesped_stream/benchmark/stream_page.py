@@ -173,11 +173,20 @@ def _trend(measures: StreamMeasures) -> list[str]:
 
 
 def _counted(measures: StreamMeasures) -> list[str]:
-    counts = measures.counts
-    return [
+    counts, told = measures.counts, measures.aligned_poses
+    said = [
         f"Errors and maps are of streamed particles only: the {counts.aligned:,} that landed aligned, with the poses "
         "that the model was trained on, are in none of them."
     ]
+    random, junk, jitter = (told.get(word, 0) for word in ("random", "junk", "jitter"))
+    if random or junk:
+        said.append(
+            f"{random + junk:,} of {counts.aligned:,} aligned rows have no true pose: {random:,} particles landed at "
+            f"random ones, {junk:,} rows are junk."
+        )
+    if jitter:
+        said.append(f"{jitter:,} of {counts.aligned:,} aligned rows landed some degrees off their true pose.")
+    return said
 
 
 def _beside(runs: Sequence[Run]) -> list[str]:
@@ -192,7 +201,9 @@ def _along(measures: StreamMeasures, model_seconds: float | None) -> list[str]:
     evaluation = measures.evaluation
     assert evaluation is not None
     guess = None if evaluation.poses is None else evaluation.poses.random_mean_deg
-    best = None if evaluation.maps is None else evaluation.maps.truth_half_to_half.unmasked.resolution_05_angstrom
+    truth = None if evaluation.maps is None else evaluation.maps.truth_half_to_half.unmasked
+    best = None if truth is None else truth.resolution_05_angstrom
+    at_nyquist = truth is not None and truth.resolution_05_at_nyquist
     timed = [False] + ([True] if any(point.seconds is not None for point in measures.errors) else [])
     pictures = []
     for by_seconds in timed:
@@ -200,7 +211,7 @@ def _along(measures: StreamMeasures, model_seconds: float | None) -> list[str]:
         chart = error_chart(measures.errors, guess, by_seconds=by_seconds)
         pictures.append(html.picture(chart, SVG, f"Angular error against {against}."))
         if measures.maps:
-            chart = resolution_chart(measures.maps, best, by_seconds=by_seconds)
+            chart = resolution_chart(measures.maps, best, best_at_nyquist=at_nyquist, by_seconds=by_seconds)
             pictures.append(html.picture(chart, SVG, f"Resolution of the maps so far (FSC) against {against}."))
     seconds = "–" if model_seconds is None else f"{model_seconds:.0f} s"
     note = f"A model was published after {seconds}; batches that landed before waited for it." if model_seconds else ""

@@ -13,7 +13,7 @@ from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.benchmark.stream_images import ImageEdits
 from cesped_stream.conventions import ANGLE_LABELS, rotation_to_euler_deg
 from cesped_stream.errors import InvalidSettingsError
-from cesped_stream.imaging.junk import KIND_LABEL, PARTICLE, REALISM_NAME
+from cesped_stream.imaging.junk import KIND_LABEL, PARTICLE, REALISM_NAME, is_particle
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 from cesped_stream.settings import LABEL_SETTINGS, REPLAY_ONLY, SIMULATE_ONLY, RealismSettings
 from cesped_stream.so3.symmetry import group_rotations
@@ -206,21 +206,21 @@ class StreamRealism:
         chance, length, angle = generator.uniform(size=(3, len(table)))
         reach = realism.min_off_centre_px + length * (realism.max_off_centre_px - realism.min_off_centre_px)
         moves = reach[:, None] * np.stack([np.cos(2 * np.pi * angle), np.sin(2 * np.pi * angle)], -1)
-        away = (chance < realism.off_centre_fraction) & ~_junk(table)
+        away = (chance < realism.off_centre_fraction) & is_particle(table)
         return np.asarray(np.where(away[:, None], np.rint(moves), 0), np.int64)
 
     def _labelled(self, table: ParticleTable, aligned: Int64) -> tuple[ParticleTable, ParticleTable]:
         """Return the truth, which says how each aligned pose is told, and the rows as they are told."""
         realism, generator = self.realism, self._generator("labels")
-        if len(aligned) == 0 or (labels_only(realism).is_clean and not _junk(table)[aligned].any()):
+        if len(aligned) == 0 or (labels_only(realism).is_clean and is_particle(table)[aligned].all()):
             return table, table
-        particles = aligned[~_junk(table)[aligned]]
+        particles = aligned[is_particle(table)[aligned]]
         shuffled = generator.permutation(particles)
         count = round(len(particles) * realism.bad_label_fraction)
         bad, others = np.sort(shuffled[:count]), np.sort(shuffled[count:])
         words = np.full(len(table), "none", object)
         words[aligned], words[bad] = "true", "random"
-        words[aligned[_junk(table)[aligned]]] = "junk"
+        words[aligned[~is_particle(table)[aligned]]] = "junk"
         told = _with_rotations(table, bad, _random(len(bad), generator))
         rotations = table.select(others).rotations()
         if realism.max_label_jitter_deg:
@@ -247,12 +247,6 @@ def with_used_optics(table: ParticleTable) -> ParticleTable:
 
 def _counts(table: ParticleTable, label: str, rows: Int64) -> dict[str, int]:
     return dict(sorted(Counter(table.select(rows).column(label)).items())) if label in table else {}
-
-
-def _junk(table: ParticleTable) -> NDArray[np.bool_]:
-    if KIND_LABEL not in table:
-        return np.zeros(len(table), np.bool_)
-    return np.array([kind != PARTICLE for kind in table.column(KIND_LABEL)], np.bool_)
 
 
 def _renamed(group: OpticsGroup) -> dict[str, str]:

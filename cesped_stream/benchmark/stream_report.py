@@ -1,6 +1,7 @@
 """Everything that is measured of a replayed stream: the evaluator's figures, and what only a stream has."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.benchmark.compare import Counts
-from cesped_stream.benchmark.entries import STACK_LABEL
 from cesped_stream.benchmark.evaluation import evaluate_poses
 from cesped_stream.benchmark.evaluation_result import Evaluation
 from cesped_stream.benchmark.plan import ROLE_LABEL, BatchRole
@@ -24,9 +24,10 @@ from cesped_stream.benchmark.predictions import (
     predicted_rotations,
 )
 from cesped_stream.benchmark.stream_curves import ErrorPoint, MapPoint, error_points, map_points, moments
+from cesped_stream.benchmark.stream_realism import TRUE_LABEL
 from cesped_stream.benchmark.stream_times import BatchLatency, Latency, StreamTimes, batch_latencies, latency_of
 from cesped_stream.conventions import SHIFT_LABELS
-from cesped_stream.particles.stacks import parse_image_name, read_header
+from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name, read_header
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import Engine
 from cesped_stream.so3.symmetry import group_rotations
@@ -57,12 +58,15 @@ class StreamMeasures:
     maps: Sequence[MapPoint]
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the stream was and who posed it, in words and settings."""
+    aligned_poses: Mapping[str, int] = field(default_factory=dict)
+    """Aligned rows by how their pose was told: `true`, `random`, `jitter`, `junk`; empty where nobody says."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the stream's own figures as JSON can hold them; the evaluator's are not among them."""
         return {
             **self.facts,
             "counts": asdict(self.counts),
+            "aligned_poses": dict(self.aligned_poses),
             "latency": None if self.latency is None else asdict(self.latency),
             "latency_with_model": None if self.latency_with_model is None else asdict(self.latency_with_model),
             "batches": [asdict(batch) for batch in self.batches],
@@ -170,7 +174,15 @@ def measure_stream(
     else:
         reason = reason or "no streamed particle has a pose to compare with a true one"
     latency, with_model, batches = stream_latencies(times, index, model_seconds)
-    return StreamMeasures(counts, evaluation, reason, latency, with_model, batches, errors, maps, facts or {})
+    told = _told_poses(truth)
+    return StreamMeasures(counts, evaluation, reason, latency, with_model, batches, errors, maps, facts or {}, told)
+
+
+def _told_poses(truth: ParticleTable) -> dict[str, int]:
+    if TRUE_LABEL not in truth:
+        return {}
+    pairs = zip(truth.column(TRUE_LABEL), truth.column(ROLE_LABEL), strict=True)
+    return dict(sorted(Counter(word for word, role in pairs if role == BatchRole.ALIGNED).items()))
 
 
 def _along(

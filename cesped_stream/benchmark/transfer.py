@@ -5,10 +5,9 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from cesped_stream.benchmark.entries import STACK_LABEL
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.model.checkpoint import CheckpointManifest
-from cesped_stream.particles.stacks import read_header
+from cesped_stream.particles.stacks import STACK_LABEL, read_header
 from cesped_stream.particles.table import ParticleTable
 
 LEAST_FIELD, LARGEST_FIELD = 0.5, 3.0

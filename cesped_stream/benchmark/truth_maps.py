@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.benchmark.map_metrics import MapAgreement, compare_maps
-from cesped_stream.benchmark.predictions import is_particle
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import CespedStreamError, InvalidStarError, UnreachableFileError
+from cesped_stream.imaging.junk import is_particle
 from cesped_stream.imaging.maps import read_map, write_map
 from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name
 from cesped_stream.particles.table import ParticleTable

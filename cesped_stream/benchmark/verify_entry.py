@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.benchmark.catalogue import CATALOGUE
-from cesped_stream.benchmark.entries import STACK_LABEL, Entry, stack_path
+from cesped_stream.benchmark.entries import Entry, stack_path
 from cesped_stream.benchmark.entry_check import Finding, HalfCheck, Severity, check_half
-from cesped_stream.benchmark.entry_folder import HALVES, EntryState, half_state
+from cesped_stream.benchmark.entry_folder import EntryState, half_state
 from cesped_stream.benchmark.fetch import is_same_file
 from cesped_stream.benchmark.records import half_files
+from cesped_stream.conventions import HALVES
 from cesped_stream.errors import InvalidEntryError
-from cesped_stream.particles.stacks import StackReader, parse_image_name
+from cesped_stream.particles.stacks import STACK_LABEL, StackReader, parse_image_name
 
 if TYPE_CHECKING:
     from cesped_stream.benchmark.download import RecordServer

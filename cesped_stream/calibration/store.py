@@ -3,18 +3,17 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cesped_stream.calibration.calibrator import Calibrator
 from cesped_stream.calibration.fusion_fit import FusionFit
+from cesped_stream.conventions import HALVES
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
 
 HalfMode = Literal["gold_standard", "cross_half"]
-
-_HALVES: Final = (0, 1)
 
 
 class HalfCalibration(BaseModel):
@@ -43,12 +42,12 @@ class Calibration(BaseModel):
 
     @model_validator(mode="after")
     def _halves_share_nothing(self) -> Self:
-        if set(self.halves) != set(_HALVES):
+        if set(self.halves) != set(HALVES):
             raise ValueError(f"holds half-sets {sorted(self.halves)}, not 0 and 1")
         for half, part in self.halves.items():
             if part.calibrator.half_set != half:
                 raise ValueError(f"half-set {half} has the calibrator of half-set {part.calibrator.half_set}")
-        if len({part.calibrator.particles_sha256 for part in self.halves.values()}) != len(_HALVES):
+        if len({part.calibrator.particles_sha256 for part in self.halves.values()}) != len(HALVES):
             raise ValueError("both half-sets were calibrated on the same particles; halves share nothing")
         if len(set(self.reference_ids.values())) != len(self.reference_ids):
             raise ValueError("both half-sets have one reference; halves share nothing")
@@ -60,7 +59,7 @@ class Calibration(BaseModel):
         `gold_standard`: the same half's; `cross_half`: the other's, as with the models. ValueError for a half-set
         other than 0 and 1.
         """
-        if half_set not in _HALVES:
+        if half_set not in HALVES:
             raise ValueError(f"half_set is {half_set}; there are 0 and 1")
         return self.halves[half_set if half_mode == "gold_standard" else 1 - half_set]
 

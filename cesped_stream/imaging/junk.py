@@ -1,4 +1,5 @@
-"""Pictures of what pickers take for particles: contamination, carbon edges, another protein. No CTF, no noise."""
+"""What pickers take for particles: which rows are such, and pictures of it (no CTF, no noise): contamination, carbon
+edges, another protein."""
 
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from cesped_stream.imaging.noise import coloured_noise
+from cesped_stream.particles.table import ParticleTable
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -19,6 +21,16 @@ REALISM_NAME = "realism.json"
 
 _CHAIN_POINTS = 240
 _EDGE_WIDTH_PX = 1.5
+
+
+def kinds_of(table: ParticleTable) -> list[str]:
+    """Return what each row is, in the words of `cestreamKind`; all are particles where nobody says so."""
+    return table.column(KIND_LABEL) if KIND_LABEL in table else [PARTICLE] * len(table)
+
+
+def is_particle(table: ParticleTable) -> NDArray[np.bool_]:
+    """Return `(n,)`: false for rows that `cestreamKind` calls junk, which has no pose to be wrong about."""
+    return np.array([kind == PARTICLE for kind in kinds_of(table)], np.bool_)
 
 
 def ice_picture(size: int, diameter_px: float, generator: np.random.Generator) -> Float32:

@@ -5,46 +5,38 @@ A checkpoint folder is named by its content and never changes: `half_0.safetenso
 """
 
 import hashlib
-import json
-import os
-import shutil
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cesped_stream.durable import fsync_folder, rename_durably, write_whole
+from cesped_stream.conventions import HALVES
 from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
 from cesped_stream.model.image2sphere import Image2Sphere
+from cesped_stream.published import (
+    MANIFEST_NAME,
+    NETWORK_KIND,
+    FileRecord,
+    PublishedManifest,
+    check_files,
+    package_version,
+    path_inside,
+    publish_files,
+    read_published,
+)
 from cesped_stream.settings import ModelSettings, PreprocessSettings, TrainingSettings
 
 HalfMode = Literal["gold_standard", "cross_half"]
 
-HALVES: Final = (0, 1)
-MANIFEST_NAME: Final = "manifest.json"
 
-
-def package_version() -> str:
-    """Return this package's version, as manifests state it."""
-    try:
-        return version("cesped-stream")
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"
-
-
-class HalfRecord(BaseModel):
+class HalfRecord(FileRecord):
     """One half-set's model: where it is, and what its training saw and reached."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    file: str = ""
-    sha256: str = ""
     num_training: int = Field(ge=0)
     num_validation: int = Field(ge=0)
     steps: int = Field(ge=0)
@@ -53,14 +45,14 @@ class HalfRecord(BaseModel):
     median_error_deg: float | None = None
 
 
-class CheckpointManifest(BaseModel):
-    """What a checkpoint is. It holds no clock time: equal trainings give equal bytes and an equal id."""
+class CheckpointManifest(PublishedManifest):
+    """What a checkpoint of networks is: equal trainings give equal bytes and an equal id."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    manifest_kind: ClassVar[str] = NETWORK_KIND
+    id_prefix: ClassVar[str] = "i2s"
+    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"trained_on"})
 
     format: Literal[1] = 1
-    checkpoint_id: str = ""
-    """Set by `publish_checkpoint`: "i2s-" and 12 hexadecimal digits of the hash of everything else here."""
     preset: str
     model: ModelSettings
     preprocess: PreprocessSettings
@@ -76,14 +68,6 @@ class CheckpointManifest(BaseModel):
     trained_on: str = ""
     """The entry or star that both halves were trained on; empty in a session, and in checkpoints older than this."""
     package_version: str = Field(default_factory=package_version)
-
-    def content_id(self) -> str:
-        """Return the id that this manifest's contents have."""
-        # Left out where empty: checkpoints that do not know of it keep their id.
-        unsaid = set() if self.trained_on else {"trained_on"}
-        content = self.model_dump(mode="json", exclude={"checkpoint_id"} | unsaid)
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-        return f"i2s-{hashlib.sha256(canonical).hexdigest()[:12]}"
 
 
 def publish_checkpoint(
@@ -103,30 +87,10 @@ def publish_checkpoint(
         )
         for half in HALVES
     }
-    manifest = manifest.model_copy(update={"halves": halves})
-    manifest = manifest.model_copy(update={"checkpoint_id": manifest.content_id()})
+    manifest = manifest.model_copy(update={"halves": halves}).with_id()
     files = {halves[half].file: contents[half] for half in HALVES}
-    files[MANIFEST_NAME] = manifest.model_dump_json(indent=1).encode() + b"\n"
+    files[MANIFEST_NAME] = manifest.file_bytes()
     return publish_files(checkpoints_folder, manifest.checkpoint_id, files), manifest
-
-
-def publish_files(checkpoints_folder: Path, checkpoint_id: str, files: dict[str, bytes]) -> Path:
-    """Write a checkpoint's files (name: content), in their order, into a folder that appears whole; return it.
-
-    Durable when it returns. The id stands for the content: a folder that is there already is left as it is.
-    """
-    folder = checkpoints_folder / checkpoint_id
-    checkpoints_folder.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
-        return folder
-    temporary = checkpoints_folder / f".{checkpoint_id}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a publication that was killed
-    temporary.mkdir()
-    for name, content in files.items():
-        write_whole(temporary / name, content)
-    fsync_folder(temporary)
-    rename_durably(temporary, folder)
-    return folder
 
 
 @dataclass(frozen=True)
@@ -148,23 +112,8 @@ class LoadedCheckpoint:
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
-    """Return a checkpoint folder's manifest. InvalidCheckpointError where it is not what it says it is."""
-    path = folder / MANIFEST_NAME
-    try:
-        manifest = CheckpointManifest.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UnreachableFileError(f"{path}: cannot be read ({error.strerror}); is it a checkpoint?") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidCheckpointError(f"{path}: {where}: {first['msg']}; publish the checkpoint again") from error
-    if set(manifest.halves) != set(HALVES):
-        raise InvalidCheckpointError(f"{path}: holds half-sets {sorted(manifest.halves)}, not 0 and 1")
-    if manifest.checkpoint_id != manifest.content_id():
-        raise InvalidCheckpointError(
-            f"{path}: names itself {manifest.checkpoint_id}, its contents are {manifest.content_id()}; it was edited"
-        )
-    return manifest
+    """Return the manifest of a checkpoint of networks; raises as `read_published` does."""
+    return read_published(folder, CheckpointManifest)
 
 
 def load_checkpoint(folder: Path, *, device: torch.device) -> LoadedCheckpoint:
@@ -179,16 +128,9 @@ def load_checkpoint(folder: Path, *, device: torch.device) -> LoadedCheckpoint:
 
 def _load_half(folder: Path, manifest: CheckpointManifest, half: int) -> Image2Sphere:
     record = manifest.halves[half]
-    path = folder / record.file
-    if os.path.basename(record.file) != record.file or not record.file:
-        raise InvalidCheckpointError(f"{folder}: half {half} names {record.file!r}, not a file inside the folder")
+    path = path_inside(folder, record.file)
+    check_files(folder, [(record.file, record.sha256)])
     try:
-        with open(path, "rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        if sha256 != record.sha256:
-            raise InvalidCheckpointError(
-                f"{path}: its sha256 is {sha256}, the manifest says {record.sha256}; copy the checkpoint again"
-            )
         state = load_file(path)
     except OSError as error:
         raise UnreachableFileError(f"{path}: cannot be read ({error.strerror}); copy it again") from error

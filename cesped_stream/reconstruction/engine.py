@@ -10,6 +10,7 @@ from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.stacks import StackReader, read_images
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.backproject import Backprojector
+from cesped_stream.reconstruction.memory import warn_of_memory
 from cesped_stream.reconstruction.particles import Float64, Reconstruction, check_particles
 from cesped_stream.reconstruction.relion import RelionEngine
 from cesped_stream.settings import EngineSettings
@@ -54,6 +55,7 @@ class BuiltinEngine:
 
     def __init__(self, *, device: str = "cpu") -> None:
         self._device = device
+        self._warned = set[int]()
 
     @property
     def name(self) -> str:
@@ -83,6 +85,7 @@ class BuiltinEngine:
             for images in read_images(table.select(rows), reader):
                 index, box = rows[images.index], images.images.shape[-1]
                 if backprojector is None:
+                    self._warn_once(box, len(group) > 1)
                     backprojector = Backprojector(box, pixel_size, device=self._device)
                 if box != backprojector.box_size:
                     raise InvalidStarError(
@@ -99,6 +102,11 @@ class BuiltinEngine:
             on_progress(int(rows[-1]) + 1)
         assert backprojector is not None
         return Reconstruction(backprojector.map(group=group), pixel_size, len(table), self.name)
+
+    def _warn_once(self, box_size: int, symmetric: bool) -> None:
+        if box_size not in self._warned:
+            self._warned.add(box_size)
+            warn_of_memory(box_size, symmetric=symmetric)
 
 
 def engine_from(settings: EngineSettings) -> Engine:

@@ -131,17 +131,3 @@ def resolution_angstrom(
         return float("inf")
     crossing = shell - 1 + (curve[shell - 1] - threshold) / (curve[shell - 1] - curve[shell])
     return float(box_size * pixel_size_angstrom / crossing)
-
-
-def last_resolved_angstrom(
-    correlation: ArrayLike, box_size: int, pixel_size_angstrom: float, threshold: float = 0.143
-) -> float:
-    """Return the resolution of the last shell before the curve first falls below `threshold`, not interpolated.
-
-    It is what `relion_postprocess` calls rlnFinalResolution; the shells' spacing makes it jump. Infinite where shell 1
-    is already below.
-    """
-    curve = np.asarray(correlation, np.float64)
-    below = np.flatnonzero(curve[1:] < threshold)
-    shell = int(below[0]) if len(below) else len(curve) - 1
-    return box_size * pixel_size_angstrom / shell if shell else float("inf")

@@ -78,11 +78,6 @@ def lowpassed(volume: ArrayLike, pixel_size_angstrom: float, resolution_angstrom
     return np.fft.irfftn(np.fft.rfftn(density) * kept, s=density.shape, axes=(0, 1, 2))
 
 
-def spherical_mask(box_size: int, radius_pixels: float, edge_pixels: float = 6.0) -> Float32:
-    """Return a mask `(box, box, box)`: 1 within `radius_pixels` of voxel box // 2, a raised cosine edge outside it."""
-    return _raised_cosine(_radius(box_size) - radius_pixels, edge_pixels)
-
-
 def read_mask(path: Path, box_size: int, pixel_size_angstrom: float) -> Float32:
     """Return a mask `(box, box, box)` for maps of this box and pixel size, clipped to 0 to 1.
 
@@ -112,13 +107,10 @@ def _grown(inside: NDArray[np.bool_], pixels: float) -> NDArray[np.bool_]:
 
 
 def _soft_edge(inside: NDArray[np.bool_], edge_pixels: float) -> Float32:
-    return _raised_cosine(ndimage.distance_transform_edt(~inside), edge_pixels)
-
-
-def _raised_cosine(distance: Float64, edge_pixels: float) -> Float32:
-    """1 where `distance` is 0 or less, 0 from `edge_pixels` on."""
+    """1 inside, 0 from `edge_pixels` outside on, a raised cosine between."""
+    distance = ndimage.distance_transform_edt(~inside)
     if edge_pixels <= 0:
-        return np.asarray(distance <= 0, np.float32)
+        return np.asarray(inside, np.float32)
     return np.asarray((1 + np.cos(np.pi * (distance / edge_pixels).clip(0, 1))) / 2, np.float32)
 
 

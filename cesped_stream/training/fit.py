@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from cesped_stream.conventions import HALVES
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.model.checkpoint import CheckpointManifest, HalfRecord, load_checkpoint, publish_checkpoint
@@ -25,8 +26,6 @@ from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import InferenceSettings, PreprocessSettings, TrainingSettings
 from cesped_stream.training.half import HalfTraining
 from cesped_stream.training.rows import AlignedImages, rows_of_half, split_by_micrograph, usable_rows
-
-HALVES = (0, 1)
 
 
 class TrainingStopped(CespedStreamError):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from samples.record_server import Archive, half_files, serving, table_of
 
-from cesped_stream.benchmark.add_entry import add_entry, add_entry_of_one_star
+from cesped_stream.benchmark.add_entry import NewEntry, add_entry, add_entry_of_one_star
 from cesped_stream.benchmark.catalogue import CATALOGUE
 from cesped_stream.benchmark.demo_entry import DEMO_SETTINGS, make_demo_entry
 from cesped_stream.benchmark.download import RecordServer
@@ -90,7 +90,7 @@ def test_an_added_entry_gives_cesped_the_same_images_and_poses(
     peer: Peer, project: Path, tmp_path: Path, copy: bool
 ) -> None:
     root = tmp_path / "root"
-    added = add_entry_of_one_star(project / "run_data.star", project, "mine", "C2", root, copy=copy)
+    added = add_entry_of_one_star(project / "run_data.star", NewEntry("mine", "C2", project, root, copy=copy))
     assert added.num_particles[0] + added.num_particles[1] == 12
     assert added.warnings == []
     assert_same(peer, "mine", root)
@@ -100,7 +100,7 @@ def test_halves_that_share_one_linked_stack_are_read(peer: Peer, project: Path, 
     whole = table_of(0, 8, 24, "a.mrcs").without(["rlnRandomSubset"])
     for half, rows in enumerate(([6, 1, 3], [0, 7])):
         write_star(project / f"h{half}.star", whole.select(rows))
-        add_entry(project / f"h{half}.star", project, "shared", half, "D2", tmp_path / "root")
+        add_entry(project / f"h{half}.star", half, NewEntry("shared", "D2", project, tmp_path / "root"))
     assert_same(peer, "shared", tmp_path / "root")
 
 
@@ -161,7 +161,7 @@ result["masks"] = {name: url.rpartition("/")[2] for name, url in NAME_TO_MASK_UR
 
 def test_a_merged_star_has_the_rows_that_cesped_merges(peer: Peer, project: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    add_entry_of_one_star(project / "run_data.star", project, "mine", "C2", root, copy=True)
+    add_entry_of_one_star(project / "run_data.star", NewEntry("mine", "C2", project, root, copy=True))
     folder = root / "mine"
     merged = merge_entry(find_entry("mine", root))
     script = """

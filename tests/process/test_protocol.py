@@ -12,8 +12,9 @@ from support.scored import small_entry, turned
 
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.benchmark.entry_folder import folder_lock
-from cesped_stream.model.checkpoint import MANIFEST_NAME, read_manifest
+from cesped_stream.model.checkpoint import read_manifest
 from cesped_stream.particles.star import read_star, write_star
+from cesped_stream.published import MANIFEST_NAME
 from cesped_stream.training.fit import TrainingStopped
 from cesped_stream_service.cli import build_parser, main, settings_from
 from cesped_stream_service.process import StopRequest

@@ -11,8 +11,14 @@ from samples.record_server import table_of
 from samples.stars import relion30
 
 from cesped_stream.benchmark import add_entry as adding
-from cesped_stream.benchmark.add_entry import AddedEntry, add_entry, add_entry_of_one_star, add_entry_of_two_stars
-from cesped_stream.benchmark.entries import STACK_LABEL, find_entry
+from cesped_stream.benchmark.add_entry import (
+    AddedEntry,
+    NewEntry,
+    add_entry,
+    add_entry_of_one_star,
+    add_entry_of_two_stars,
+)
+from cesped_stream.benchmark.entries import find_entry
 from cesped_stream.benchmark.verify_entry import verify_entry
 from cesped_stream.errors import (
     FullDiskError,
@@ -21,7 +27,7 @@ from cesped_stream.errors import (
     InvalidStarError,
     NotSettledError,
 )
-from cesped_stream.particles.stacks import StackReader, read_images, write_stack
+from cesped_stream.particles.stacks import STACK_LABEL, StackReader, read_images, write_stack
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import ParticleTable
 
@@ -57,7 +63,9 @@ def project(tmp_path: Path) -> Path:
 
 
 def added(project: Path, root: Path, **options: bool) -> AddedEntry:
-    return add_entry_of_one_star(project / "Refine3D" / "run_data.star", project, "mine", "C2", root, **options)
+    return add_entry_of_one_star(
+        project / "Refine3D" / "run_data.star", NewEntry("mine", "C2", project, root, **options)
+    )
 
 
 @pytest.mark.parametrize("copy", [False, True])
@@ -97,7 +105,7 @@ def test_one_stack_is_linked_under_the_name_of_its_half_and_rows_keep_their_inde
         part = whole.select(rows).without(["rlnRandomSubset"])
         write_star(tmp_path / f"half{half}.star", part)
     stars = (tmp_path / "half0.star", tmp_path / "half1.star")
-    folder = add_entry_of_two_stars(stars, None, "mine", "D2", tmp_path / "root").folder
+    folder = add_entry_of_two_stars(stars, NewEntry("mine", "D2", None, tmp_path / "root")).folder
     assert (folder / "particles_0.mrcs").readlink() == (folder / "particles_1.mrcs").readlink() == tmp_path / "all.mrcs"
     table = find_entry("mine", tmp_path / "root").particles()
     assert table.column("rlnImageName")[:2] == ["000008@particles_0.mrcs", "000003@particles_0.mrcs"]
@@ -109,7 +117,7 @@ def test_one_stack_is_linked_under_the_name_of_its_half_and_rows_keep_their_inde
 def test_a_relion_30_star_becomes_31_with_its_origins_in_angstrom(tmp_path: Path) -> None:
     (tmp_path / "old.star").write_bytes(relion30(5))
     stack(tmp_path / "particles.mrcs", 5)
-    folder = add_entry(tmp_path / "old.star", None, "mine", 0, "C1", tmp_path / "root").folder
+    folder = add_entry(tmp_path / "old.star", 0, NewEntry("mine", "C1", None, tmp_path / "root")).folder
     text = (folder / "particles_0.star").read_text()
     assert "data_optics" in text
     assert "_rlnImageSize" in text
@@ -121,17 +129,17 @@ def test_halves_are_added_one_by_one_as_cesped_does(tmp_path: Path) -> None:
     for half in (0, 1):
         stack(tmp_path / f"h{half}.mrcs", 3, seed=half)
         write_star(tmp_path / f"h{half}.star", table_of(half, 3, BOX, f"h{half}.mrcs"))
-        add_entry(tmp_path / f"h{half}.star", tmp_path, "mine", half, "c1", tmp_path / "root", copy=True)
+        add_entry(tmp_path / f"h{half}.star", half, NewEntry("mine", "c1", tmp_path, tmp_path / "root", copy=True))
     assert len(find_entry("mine", tmp_path / "root").particles()) == 6
     with pytest.raises(InvalidEntryError, match="half-set 1 is there"):
-        add_entry(tmp_path / "h1.star", tmp_path, "mine", 1, "C1", tmp_path / "root")
+        add_entry(tmp_path / "h1.star", 1, NewEntry("mine", "C1", tmp_path, tmp_path / "root"))
 
 
 def test_without_subsets_micrographs_stay_whole(tmp_path: Path) -> None:
     stack(tmp_path / "all.mrcs", 30)
     table = table_of(0, 30, BOX, "all.mrcs").without(["rlnRandomSubset"])
     write_star(tmp_path / "all.star", table.with_columns({"rlnMicrographName": [f"m{k // 3}" for k in range(30)]}))
-    add_entry_of_one_star(tmp_path / "all.star", None, "mine", "C1", tmp_path / "root")
+    add_entry_of_one_star(tmp_path / "all.star", NewEntry("mine", "C1", None, tmp_path / "root"))
     entry = find_entry("mine", tmp_path / "root")
     halves = [set(read_star(star).column("rlnMicrographName")) for star in entry.stars]
     assert halves[0] and halves[1] and not halves[0] & halves[1]
@@ -140,7 +148,7 @@ def test_without_subsets_micrographs_stay_whole(tmp_path: Path) -> None:
 def refused(tmp_path: Path, table: ParticleTable, kind: type[Exception], words: str) -> None:
     write_star(tmp_path / "x.star", table)
     with pytest.raises(kind, match=words):
-        add_entry(tmp_path / "x.star", None, "mine", 0, "C1", tmp_path / "root")
+        add_entry(tmp_path / "x.star", 0, NewEntry("mine", "C1", None, tmp_path / "root"))
     assert [path.name for path in (tmp_path / "root").glob("*") if path.name != ".mine.lock"] == []
 
 
@@ -159,7 +167,9 @@ def test_the_same_image_in_both_half_sets_is_refused(tmp_path: Path) -> None:
     for half in (0, 1):
         write_star(tmp_path / f"h{half}.star", table_of(half, 3, BOX, "a.mrcs"))
     with pytest.raises(InvalidStarError, match=r"half-set 1, row 1\): image 1 of .*a\.mrcs stands in two rows"):
-        add_entry_of_two_stars((tmp_path / "h0.star", tmp_path / "h1.star"), None, "mine", "C1", tmp_path / "root")
+        add_entry_of_two_stars(
+            (tmp_path / "h0.star", tmp_path / "h1.star"), NewEntry("mine", "C1", None, tmp_path / "root")
+        )
 
 
 @pytest.mark.parametrize("name", ["TEST", "10166", "DEMO", "a/b", "..", ".hidden", ""])
@@ -168,17 +178,17 @@ def test_names_that_are_taken_or_none_are_refused(tmp_path: Path, name: str) -> 
     star = tmp_path / "x.star"
     write_star(star, table_of(0, 3, BOX, "a.mrcs"))
     with pytest.raises(InvalidSettingsError, match="target: "):
-        add_entry(star, None, name, 0, "C1", tmp_path / "root")
+        add_entry(star, 0, NewEntry(name, "C1", None, tmp_path / "root"))
 
 
 def test_what_cesped_cannot_read_is_said(tmp_path: Path) -> None:
     stack(tmp_path / "half.mrcs", 3, mode=12)
     table = table_of(0, 3, BOX, "half.mrcs").without(["rlnAngleRot"])
     write_star(tmp_path / "x.star", table)
-    said = add_entry(tmp_path / "x.star", None, "mine", 0, "C1", tmp_path / "root").warnings
+    said = add_entry(tmp_path / "x.star", 0, NewEntry("mine", "C1", None, tmp_path / "root")).warnings
     assert [text for text in said if "mode 12" in text and "a copy can be" in text]
     assert [text for text in said if "3 rows have no pose" in text]
-    said = add_entry(tmp_path / "x.star", None, "copied", 0, "C1", tmp_path / "root", copy=True).warnings
+    said = add_entry(tmp_path / "x.star", 0, NewEntry("copied", "C1", None, tmp_path / "root", copy=True)).warnings
     assert not [text for text in said if "mode 12" in text]
 
 
@@ -209,10 +219,10 @@ def test_a_half_set_that_shares_an_image_with_the_one_added_before_is_refused(tm
     rows = table_of(0, 6, BOX, "a.mrcs").without(["rlnRandomSubset"])
     for name, index in (("h0", [0, 1, 2]), ("h1", [3, 2]), ("apart", [3, 4])):
         write_star(tmp_path / f"{name}.star", rows.select(index))
-    add_entry(tmp_path / "h0.star", None, "mine", 0, "C1", tmp_path / "root")
+    add_entry(tmp_path / "h0.star", 0, NewEntry("mine", "C1", None, tmp_path / "root"))
     with pytest.raises(InvalidStarError, match=r"half-set 1, row 2\): image 3 of .*a\.mrcs stands in two rows"):
-        add_entry(tmp_path / "h1.star", None, "mine", 1, "C1", tmp_path / "root")
-    add_entry(tmp_path / "apart.star", None, "mine", 1, "C1", tmp_path / "root")
+        add_entry(tmp_path / "h1.star", 1, NewEntry("mine", "C1", None, tmp_path / "root"))
+    add_entry(tmp_path / "apart.star", 1, NewEntry("mine", "C1", None, tmp_path / "root"))
     assert len(find_entry("mine", tmp_path / "root").particles()) == 5
 
 
@@ -222,8 +232,8 @@ def test_a_half_set_whose_adding_was_killed_can_be_added_again(tmp_path: Path) -
     rows = table_of(1, 3, BOX, "b.mrcs").with_columns({"rlnImageName": ["1@b.mrcs", "1@c.mrcs", "2@c.mrcs"]})
     write_star(tmp_path / "h1.star", rows)
     write_star(tmp_path / "h0.star", table_of(0, 3, BOX, "a.mrcs"))
-    folder = add_entry(tmp_path / "h0.star", None, "mine", 0, "C1", tmp_path / "root").folder
+    folder = add_entry(tmp_path / "h0.star", 0, NewEntry("mine", "C1", None, tmp_path / "root")).folder
     (folder / "stacks_1").mkdir()
     (folder / "stacks_1" / "000001_b.mrcs").symlink_to(tmp_path / "b.mrcs")
-    add_entry(tmp_path / "h1.star", None, "mine", 1, "C1", tmp_path / "root")
+    add_entry(tmp_path / "h1.star", 1, NewEntry("mine", "C1", None, tmp_path / "root"))
     assert verify_entry(find_entry("mine", tmp_path / "root")).ok

@@ -40,6 +40,19 @@ def test_each_run_is_a_column_called_after_its_folder(tmp_path: Path) -> None:
     assert contained_words(runs) == ["clean: Preset clean.", "session: Preset session."]
 
 
+@pytest.mark.parametrize(("at_nyquist", "words"), [(True, "<= 16.0 Å (Nyquist)"), (False, "16.0 Å")])
+def test_a_resolution_at_nyquist_says_so(tmp_path: Path, at_nyquist: bool, words: str) -> None:
+    region = {"pearson": 0.9, "resolution_05_angstrom": 16.0, "resolution_05_at_nyquist": at_nyquist}
+    maps = {"unweighted": {"to_truth": {"unmasked": region}}}
+    with_maps = read_run(written(tmp_path / "maps", 8.0, "x", maps=maps))
+    without = read_run(written(tmp_path / "none", 8.0, "x"))
+    unresolved = {"unweighted": {"to_truth": {"unmasked": region | {"resolution_05_angstrom": None}}}}
+    figures = dict((row[0], row[1:]) for row in side_by_side([with_maps, without])[1])
+    assert figures["map against truth, FSC 0.5"] == (words, "–")
+    poor = read_run(written(tmp_path / "poor", 8.0, "x", maps=unresolved))
+    assert "map against truth, FSC 0.5" not in [row[0] for row in side_by_side([poor])[1]]
+
+
 def test_metrics_json_itself_may_be_named(tmp_path: Path) -> None:
     folder = written(tmp_path / "clean", 8.0, "Preset clean.")
     assert read_run(folder / "metrics.json") == read_run(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.masks import spherical_mask
 from support.scored import BOX, PIXEL_SIZE_ANGSTROM, small_entry, turned
 
 import cesped_stream
@@ -19,7 +20,6 @@ from cesped_stream.benchmark.evaluate_target import TargetEvaluation
 from cesped_stream.errors import InvalidSettingsError, UnreachableFileError
 from cesped_stream.imaging.maps import write_map
 from cesped_stream.particles.star import read_star, write_star
-from cesped_stream.reconstruction.mask import spherical_mask
 
 LISTING_3 = """
 python -m cespded.evaluateEntry --predictionType SO3 --targetName 10280

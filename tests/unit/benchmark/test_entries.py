@@ -9,10 +9,10 @@ import pytest
 
 from cesped_stream.benchmark.dataset_source import entry_source
 from cesped_stream.benchmark.download_entry import download_entry
-from cesped_stream.benchmark.entries import STACK_LABEL, find_entry, open_entry
+from cesped_stream.benchmark.entries import find_entry, open_entry
 from cesped_stream.benchmark.entry_info import entry_info
 from cesped_stream.errors import ForbiddenPathError, InvalidSettingsError, InvalidStarError, UnreachableFileError
-from cesped_stream.particles.stacks import write_stack
+from cesped_stream.particles.stacks import STACK_LABEL, write_stack
 from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 

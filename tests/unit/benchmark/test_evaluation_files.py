@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
+from support.masks import spherical_mask
 from support.scored import BOX, PIXEL_SIZE_ANGSTROM, small_entry, truth_of, turned
 
 from cesped_stream.benchmark.evaluation import Evaluation, evaluate_poses
@@ -18,7 +19,6 @@ from cesped_stream.benchmark.evaluation_report import delta_notes, evaluation_re
 from cesped_stream.benchmark.map_metrics import Deltas
 from cesped_stream.imaging.maps import read_map
 from cesped_stream.reconstruction.engine import BuiltinEngine
-from cesped_stream.reconstruction.mask import spherical_mask
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from support.imaging import blobs
+from support.masks import spherical_mask
 
 from cesped_stream.benchmark.evaluation_page import angstrom
 from cesped_stream.benchmark.map_metrics import (
@@ -15,7 +16,6 @@ from cesped_stream.benchmark.map_metrics import (
     radial_profile,
 )
 from cesped_stream.reconstruction.fsc import resolution_angstrom
-from cesped_stream.reconstruction.mask import spherical_mask
 
 BOX, PIXEL_SIZE = 32, 3.0
 

@@ -54,5 +54,6 @@ def test_more_particles_give_a_better_map_and_wrong_poses_a_worse_one(folder: Pa
     assert all_of_it.to_other_half_05_angstrom is not None
     assert few.to_other_half_05_angstrom > all_of_it.to_other_half_05_angstrom
     assert wrong.to_truth_05_angstrom is None or wrong.to_truth_05_angstrom > (all_of_it.to_truth_05_angstrom or 0)
+    assert (all_of_it.to_truth_05_at_nyquist, few.to_other_half_05_at_nyquist) == (True, False)
     expected = compare_maps(*truth.halves, truth.pixel_size_angstrom).unmasked.resolution_0143_angstrom
     assert all_of_it.half_to_half_0143_angstrom == pytest.approx(expected, rel=1e-3)

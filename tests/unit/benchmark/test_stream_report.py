@@ -18,6 +18,7 @@ from cesped_stream.benchmark.predictions import PredictionType
 from cesped_stream.benchmark.replay import LOG_NAME, TRUTH_NAME, replay
 from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.benchmark.stream_page import stream_page
+from cesped_stream.benchmark.stream_realism import TRUE_LABEL
 from cesped_stream.benchmark.stream_report import StreamMeasures, measure_stream, with_landed_names
 from cesped_stream.benchmark.stream_times import stream_times
 from cesped_stream.particles.stacks import parse_image_name
@@ -192,6 +193,17 @@ def test_a_truth_without_poses_gives_counts_and_no_figures(output: Path, truth: 
     assert found.evaluation is None
     assert found.counts.inferred == 100
     assert "There are no true poses to compare with" in stream_page(found, "t")
+
+
+def test_the_page_says_how_many_aligned_rows_have_no_true_pose(output: Path, truth: ParticleTable) -> None:
+    words = ["random", "junk", "jitter", *["true"] * 17, *["none"] * 100]
+    assert truth.column(ROLE_LABEL)[:21] == ["aligned"] * 20 + ["streamed"]
+    found = measured(output, truth.with_columns({TRUE_LABEL: words}), posed(truth), engine=None)
+    assert found.to_json()["aligned_poses"] == {"jitter": 1, "junk": 1, "random": 1, "true": 17}
+    page = stream_page(found, "t")
+    assert "2 of 20 aligned rows have no true pose: 1 particles landed at random ones, 1 rows are junk." in page
+    assert "1 of 20 aligned rows landed some degrees off" in page
+    assert "aligned rows have no true pose" not in stream_page(measured(output, truth, posed(truth), engine=None), "t")
 
 
 def test_a_tools_own_shifts_are_used_where_it_predicts_them(output: Path, truth: ParticleTable) -> None:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from samples.models import TINY
 
-from cesped_stream import durable
+from cesped_stream import durable, published
 from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
-from cesped_stream.model import checkpoint
 from cesped_stream.model.checkpoint import (
     CheckpointManifest,
     HalfRecord,
@@ -88,8 +87,8 @@ def test_killed_at_any_step_it_leaves_no_visible_folder_and_the_next_try_succeed
 
         return act
 
-    monkeypatch.setattr(checkpoint, "write_whole", dying(whole))
-    monkeypatch.setattr(checkpoint, "rename_durably", dying(rename))
+    monkeypatch.setattr(published, "write_whole", dying(whole))
+    monkeypatch.setattr(published, "rename_durably", dying(rename))
     for survived in range(4):
         calls["left"] = survived
         with pytest.raises(KeyboardInterrupt):

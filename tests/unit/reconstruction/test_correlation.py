@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 from support.imaging import blobs
+from support.masks import spherical_mask
 
 from cesped_stream.reconstruction.correlation import pearson
-from cesped_stream.reconstruction.mask import spherical_mask
 
 NOISY = blobs(24) + np.random.default_rng(0).normal(scale=0.5, size=(24, 24, 24))
 

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 from support.imaging import blobs
+from support.masks import spherical_mask
 
 from cesped_stream.reconstruction.fsc import (
     fsc,
-    last_resolved_angstrom,
     masked_fsc,
     postprocess_fsc,
     resolution_angstrom,
     with_random_phases,
 )
-from cesped_stream.reconstruction.mask import lowpassed, spherical_mask
+from cesped_stream.reconstruction.mask import lowpassed
 
 
 def test_a_map_agrees_with_itself_at_any_scale() -> None:
@@ -115,9 +115,3 @@ def test_maps_whose_fsc_never_falls_are_not_corrected() -> None:
     curves = postprocess_fsc(blobs(24), blobs(24), spherical_mask(24, 8, 3))
     assert curves.randomise_from == 13
     np.testing.assert_array_equal(curves.corrected, curves.masked)
-
-
-def test_last_resolved_shell_is_the_one_before_the_fall() -> None:
-    assert last_resolved_angstrom([1.0, 0.9, 0.2, 0.1, 0.9], 10, 2.0) == 20 / 2
-    assert last_resolved_angstrom([1.0, 0.1, 0.9], 10, 2.0) == np.inf
-    assert last_resolved_angstrom(np.ones(6), 10, 2.0) == 4.0

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.imaging import blobs
+from support.masks import spherical_mask
 
 from cesped_stream.errors import InvalidStackError
 from cesped_stream.imaging.maps import write_map
-from cesped_stream.reconstruction.mask import automatic_threshold, lowpassed, read_mask, soft_mask, spherical_mask
+from cesped_stream.reconstruction.mask import automatic_threshold, lowpassed, read_mask, soft_mask
 
 
 def ball(box: int, radius: float, level: float = 1.0) -> np.ndarray:
@@ -48,11 +49,6 @@ def test_lowpass_keeps_what_is_coarser_only() -> None:
     axis = np.arange(40)
     coarse, fine = (np.cos(2 * np.pi * k * axis / 40) + np.zeros((40, 40, 1)) for k in (4, 12))
     np.testing.assert_allclose(lowpassed(coarse + fine, 2.0, 80 / 8), coarse, atol=1e-9)
-
-
-def test_spherical_mask_has_the_radius_and_edge_asked_for() -> None:
-    row = spherical_mask(24, 5, 2)[12, 12, 12:]
-    np.testing.assert_allclose(row[:9], [1, 1, 1, 1, 1, 1, 0.5, 0, 0], atol=1e-6)
 
 
 def test_threshold_that_nothing_reaches_is_refused() -> None:
