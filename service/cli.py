@@ -13,8 +13,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 from cesped_stream.termination import ended_by_signals
 
-from .bench_commands import add_bench_reconstruct
-from .bench_dataset_command import add_bench_dataset
+from .bench_commands import add_benches
 from .bench_proposers_command import add_bench_proposers
 from .entries_commands import entries_parser
 from .evaluate_command import add_evaluate
@@ -139,12 +138,10 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure this machine").add_subparsers(
         title="benchmarks", metavar="BENCHMARK", required=True, parser_class=_Parser
     )
-    _add_bench_infer(bench)
-    add_bench_dataset(bench)
+    add_benches(bench)
+    add_bench_proposers(bench, with_options=wanted == "bench")
     add_preprocess(entries_parser(commands))
     add_evaluate(commands)
-    add_bench_reconstruct(bench)
-    add_bench_proposers(bench, with_options=wanted == "bench")
     return parser
 
 
@@ -192,19 +189,6 @@ def _settings_class(name: str) -> type[BaseSettings]:
             }
             return kinds[name]
     return SessionSettings
-
-
-def _add_bench_infer(bench: Any) -> None:
-    infer = bench.add_parser(
-        "infer", help="particles/s and peak memory of inference: backbone, head, and with reading from disk"
-    )
-    infer.add_argument("--preset", dest="_presets", action="append", choices=("paper", "small"), help="default: both")
-    infer.add_argument("--device", dest="_device", choices=("auto", "cuda", "cpu"), default="auto")
-    infer.add_argument("--precision", dest="_precision", choices=("float32", "bfloat16"), default="float32")
-    infer.add_argument("--batch-size", dest="_batch_size", type=int, default=32)
-    infer.add_argument("--particles", dest="_particles", type=int, default=256, help="images per measurement")
-    infer.add_argument("--json", dest="_json", action="store_true", help="one JSON object instead of the table")
-    infer.set_defaults(_command=_later("bench_infer_command"))
 
 
 def _add_requests(commands: Any) -> None:

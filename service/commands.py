@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError
-from cesped_stream.settings import InferenceSettings
 
 from .cli import session_settings, settings_from
 from .messages import MAX_NAME, Control, ControlAction
@@ -189,22 +188,6 @@ def export_star_command(arguments: argparse.Namespace) -> int:
         )
     for file in files:
         print(file)
-    return 0
-
-
-def bench_infer_command(arguments: argparse.Namespace) -> int:
-    from cesped_stream.benchmark.bench_infer import bench_infer, figures_table
-
-    settings = InferenceSettings.model_validate(
-        {"device": arguments._device, "precision": arguments._precision, "batch_size": arguments._batch_size}
-    )
-    presets = arguments._presets or ["small", "paper"]
-    with Console(stderr=True).status(f"measuring {' and '.join(presets)}"):
-        figures = list(bench_infer(presets, settings, arguments._particles))
-    if arguments._json:
-        print(json.dumps([figure.model_dump() for figure in figures]))
-    else:
-        print(figures_table(figures))
     return 0
 
 

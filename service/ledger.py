@@ -16,7 +16,7 @@ from typing import Any
 from cesped_stream.durable import Step
 from cesped_stream.errors import PermanentError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 GIVEN, PREDICT, REFERENCE = "given", "predict", "reference"
 """Kinds of batches: poses given with the particles; poses to be predicted; poses given later for particles that are to
 be predicted, which training sees and the output does not."""
@@ -62,7 +62,7 @@ CREATE TABLE conflicts(
   PRIMARY KEY(batch_id, batch_row, what, seen_in)) WITHOUT ROWID;
 CREATE TABLE shards(
   shard_id INTEGER PRIMARY KEY, state TEXT NOT NULL, generation INTEGER NOT NULL, num_rows INTEGER NOT NULL,
-  sha256 TEXT NOT NULL);
+  sha256 TEXT NOT NULL, tally TEXT NOT NULL DEFAULT '{}');
 CREATE TABLE intents(intent_id INTEGER PRIMARY KEY, payload TEXT NOT NULL);
 CREATE TABLE trainings(
   training_id INTEGER PRIMARY KEY, state TEXT NOT NULL, num_rows INTEGER NOT NULL, checkpoint_id TEXT NOT NULL,
@@ -112,11 +112,14 @@ class DeclaredRows:
 
 @dataclass(frozen=True)
 class ShardRecord:
+    """A pose file as it was committed; `tally` is the JSON of `PoseTally.counts` of its rows."""
+
     shard_id: int
     state: str
     generation: int
     num_rows: int
     sha256: str
+    tally: str = "{}"
 
 
 @dataclass(frozen=True)
@@ -328,8 +331,8 @@ class Ledger:
     def put_shard(self, shard: ShardRecord) -> None:
         """Insert or replace a shard's record, inside a transaction."""
         self._sql.execute(
-            "INSERT OR REPLACE INTO shards VALUES(?, ?, ?, ?, ?)",
-            (shard.shard_id, shard.state, shard.generation, shard.num_rows, shard.sha256),
+            "INSERT OR REPLACE INTO shards VALUES(?, ?, ?, ?, ?, ?)",
+            (shard.shard_id, shard.state, shard.generation, shard.num_rows, shard.sha256, shard.tally),
         )
 
     def runs_of(self, place: int) -> list[Run]:

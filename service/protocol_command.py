@@ -19,23 +19,30 @@ from cesped_stream.benchmark.evaluation_files import METRICS_FILE, write_evaluat
 from cesped_stream.benchmark.evaluation_report import evaluation_report
 from cesped_stream.benchmark.evaluation_result import Evaluation
 from cesped_stream.benchmark.output_folder import output_folder
-from cesped_stream.benchmark.predictions import read_predictions
+from cesped_stream.benchmark.predictions import PredictionType, read_predictions
 from cesped_stream.benchmark.protocol_page import protocol_page
 from cesped_stream.benchmark.report import half_words
 from cesped_stream.benchmark.stream_report import why_no_maps
-from cesped_stream.benchmark.transfer import check_transfer, trained_on, why_not_known_to_be_of_another_entry
+from cesped_stream.benchmark.transfer import (
+    Manifest,
+    check_transfer,
+    manifest_of,
+    trained_on,
+    why_not_known_to_be_of_another_entry,
+)
 from cesped_stream.benchmark.truth_maps import truth_maps
 from cesped_stream.conventions import HALVES
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
-from cesped_stream.inference import Predictor
-from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
+from cesped_stream.model.checkpoint import CheckpointManifest
 from cesped_stream.particles.own_columns import CONFIDENCE
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader
 from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import ParticleTable
-from cesped_stream.pipeline import NetworkProposer
+from cesped_stream.pipeline import open_proposer
 from cesped_stream.reconstruction.engine import BuiltinEngine
+from cesped_stream.reference_pair import ReferenceManifest, publish_references
+from cesped_stream.settings import TrainingSettings
 from cesped_stream.training import fit
 
 from .finished import joined
@@ -44,6 +51,7 @@ from .replay_command import say_written, symmetry_of
 from .stream_outcome import REPORT_NAME, StageBars, stated_of
 from .stream_settings import ProtocolCommand
 from .tools import ROWS_AT_ONCE, WORK_FOLDER, posed_and_unposed, progress_bars, training_progress, unposed_path
+from .worker import matching_settings
 
 RECORD_NAME = "protocol.json"
 """What the folder was begun with: started again with anything else, the command refuses."""
@@ -72,7 +80,8 @@ def _protocol(settings: ProtocolCommand, stop: StopRequest, console: Console) ->
         )
     warnings: list[str] = []
     if settings.checkpoint:
-        manifest = read_manifest(Path(settings.checkpoint))
+        manifest = manifest_of(Path(settings.checkpoint))
+        _check_proposer(manifest, settings)
         warnings = check_transfer(manifest, table, symmetry, allow_symmetry=settings.allow_symmetry)
     for warning in warnings:
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
@@ -80,10 +89,11 @@ def _protocol(settings: ProtocolCommand, stop: StopRequest, console: Console) ->
     with progress_bars(console) as bars:
         run = _Run(entry, table, symmetry, settings, bars)
         checkpoint = Path(settings.checkpoint) if settings.checkpoint else run.trained(stop)
+        manifest = manifest_of(checkpoint)
         stars = [run.predicted(checkpoint, half, stop) for half in HALVES]
-        evaluation = run.evaluated(stars)
-    facts = _facts(read_manifest(checkpoint), settings) | {"simulated": bool(stated_of(entry.folder))}
-    _write(evaluation, entry, settings, facts, _made_by(read_manifest(checkpoint), entry, settings), warnings)
+        evaluation = run.evaluated(stars, manifest)
+    facts = _facts(manifest, settings) | {"simulated": bool(stated_of(entry.folder))}
+    _write(evaluation, entry, settings, facts, _made_by(manifest, entry, settings), warnings)
     console.print(evaluation_report(evaluation, entry.name, [*warnings, f"Half-sets: {facts['half_words']}."]))
     page = [settings.reporting.file or settings.output / REPORT_NAME] if settings.reporting.write else []
     metrics = [settings.output / METRICS_FILE] if settings.reporting.write else []
@@ -103,21 +113,46 @@ class _Run:
 
     def trained(self, stop: StopRequest) -> Path:
         """Return the checkpoint's folder; a training that was stopped goes on from its last epoch."""
-        folder = self.settings.output / "checkpoints"
-        done = sorted(folder.glob("i2s-*"))
-        if done:
+        folder, work = self.settings.output / "checkpoints", self.settings.output / WORK_FOLDER
+        referenced = self.settings.proposer == "gallery"
+        if done := sorted(folder.glob("ref-*" if referenced else "i2s-*")):
             return done[0]
+        training = self.settings.training.model_copy(update={"symmetry": self.symmetry})
+        if referenced:
+            return self._referenced(training, folder, work, stop)
         published, _ = fit.fit_pair(
             self.table,
             StackReader(),
-            self.settings.training.model_copy(update={"symmetry": self.symmetry}),
+            training,
             self.settings.inference,
-            work_folder=self.settings.output / WORK_FOLDER,
+            work_folder=work,
             checkpoints_folder=folder,
             trained_on=self.entry.name,
             on_progress=training_progress(self.bars),
             should_stop=stop.asked,
         )
+        return published
+
+    def _referenced(self, training: TrainingSettings, folder: Path, work: Path, stop: StopRequest) -> Path:
+        task = self.bars.add_task("references", total=len(HALVES))
+
+        def after_half(half: int) -> None:
+            del half
+            self.bars.advance(task)
+            if stop.asked():
+                raise fit.TrainingStopped("stopped between two references; the next start makes them anew, in seconds")
+
+        with fit.sole_trainer(work), fit.intra_op_threads(1):
+            published, _ = publish_references(
+                self.table,
+                StackReader(),
+                training,
+                matching_settings(self.settings),
+                work_folder=work,
+                checkpoints_folder=folder,
+                trained_on=self.entry.name,
+                on_half=after_half,
+            )
         return published
 
     def predicted(self, checkpoint: Path, half: int, stop: StopRequest) -> Path:
@@ -126,8 +161,8 @@ class _Run:
         if output.exists():
             return output
         rows = np.flatnonzero(self.table.half_sets() == half)
-        predictor = Predictor(checkpoint, self.settings.inference, self.settings.half_mode)
-        proposer = NetworkProposer(predictor)
+        settings = self.settings
+        proposer = open_proposer(checkpoint, settings.inference, matching_settings(settings), settings.half_mode)
         reader, posed, unposed = StackReader(), list[ParticleTable](), list[ParticleTable]()
         task = self.bars.add_task(f"half {half} inferred", total=len(rows))
         for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -144,8 +179,11 @@ class _Run:
         write_star(output, _with_merit(joined(posed)))
         return output
 
-    def evaluated(self, stars: list[Path]) -> Evaluation:
-        """Return the figures; the truth's maps are kept under truth_maps/ and found again."""
+    def evaluated(self, stars: list[Path], manifest: Manifest) -> Evaluation:
+        """Return the figures, of shifts too where references gave them.
+
+        The truth's maps are kept under truth_maps/ and found again.
+        """
         progress = StageBars(self.bars)
         engine = BuiltinEngine() if self.settings.reporting.maps and not why_no_maps(self.table) else None
         known = None
@@ -156,6 +194,7 @@ class _Run:
             self.table,
             read_predictions(stars),
             symmetry=self.symmetry,
+            prediction_type=PredictionType.SO3xR2 if isinstance(manifest, ReferenceManifest) else PredictionType.SO3,
             engine=engine,
             truth_maps=known,
             on_progress=progress,
@@ -167,7 +206,7 @@ def _check_half_mode(entry: Entry, settings: ProtocolCommand) -> None:
     if settings.half_mode == "cross_half":
         return
     if settings.checkpoint:
-        manifest = read_manifest(Path(settings.checkpoint))
+        manifest = manifest_of(Path(settings.checkpoint))
         if why := why_not_known_to_be_of_another_entry(manifest, entry.name):
             raise InvalidSettingsError(
                 f"half_mode gold_standard with checkpoint {settings.checkpoint}: {why}, so each half's model may pose "
@@ -179,6 +218,14 @@ def _check_half_mode(entry: Entry, settings: ProtocolCommand) -> None:
             "half_mode gold_standard: each half's model would pose the very particles that it was trained on, and the "
             "errors would flatter it; use cross_half, or hold particles out: `cesped-stream replay ENTRY --protocol "
             "gold_standard --first-aligned N` trains on N and poses the others"
+        )
+
+
+def _check_proposer(manifest: Manifest, settings: ProtocolCommand) -> None:
+    holds = "gallery" if isinstance(manifest, ReferenceManifest) else "network"
+    if "proposer" in settings.model_fields_set and settings.proposer != holds:
+        raise InvalidSettingsError(
+            f"proposer {settings.proposer}: checkpoint {settings.checkpoint} is for proposer {holds}; leave it out"
         )
 
 
@@ -195,7 +242,8 @@ def _begin_or_go_on(entry: Entry, table: ParticleTable, settings: ProtocolComman
         write_whole(file, json.dumps(record, indent=1).encode() + b"\n")
         return
     before = _former_record(file)
-    if changed := _changed(before, record):
+    before.setdefault("proposer", "network")  # older records know no other
+    if changed := _changed(before["proposer"], record["proposer"], "proposer") or _changed(before, record):
         raise InvalidSettingsError(
             f"{file}: begun with {'; '.join(changed)}; go on with the same, or give another output folder"
         )
@@ -228,16 +276,22 @@ def _former_record(file: Path) -> dict[str, Any]:
 
 
 def _record(entry: Entry, table: ParticleTable, settings: ProtocolCommand, symmetry: str) -> dict[str, Any]:
-    checkpoint = read_manifest(Path(settings.checkpoint)).checkpoint_id if settings.checkpoint else ""
-    return {
+    given = manifest_of(Path(settings.checkpoint)) if settings.checkpoint else None
+    referenced = isinstance(given, ReferenceManifest) or (given is None and settings.proposer == "gallery")
+    record = {
+        "proposer": "gallery" if referenced else "network",
         "entry": {star.name: hashlib.sha256(star.read_bytes()).hexdigest() for star in entry.stars},
         "stacks": _stacks(table),
         "symmetry": symmetry,
         "half_mode": settings.half_mode,
-        "checkpoint": checkpoint,
-        "training": None if checkpoint else settings.training.model_dump(mode="json"),
+        "checkpoint": given.checkpoint_id if given else "",
+        "training": None if given else settings.training.model_dump(mode="json"),
         "inference": settings.inference.model_dump(mode="json", exclude={"device", "threads"}),
     }
+    if referenced:
+        names = ("referencing", "gallery", "refinement")
+        record |= {name: getattr(settings, name).model_dump(mode="json") for name in names}
+    return record
 
 
 def _stacks(table: ParticleTable) -> dict[str, list[int]]:
@@ -254,13 +308,13 @@ def _with_merit(table: ParticleTable) -> ParticleTable:
     return table.with_columns(columns)
 
 
-def _facts(manifest: CheckpointManifest, settings: ProtocolCommand) -> dict[str, Any]:
+def _facts(manifest: Manifest, settings: ProtocolCommand) -> dict[str, Any]:
     independence = "unknown" if settings.checkpoint else manifest.independence
     return {
         "half_mode": settings.half_mode,
         "half_independence": independence,
         "half_words": half_words({"half_mode": settings.half_mode, "half_independence": independence}),
-        "alignment_limit_angstrom": 2 * manifest.network_pixel_size_angstrom,
+        "alignment_limit_angstrom": _finest_angstrom(manifest),
         "checkpoint": manifest.checkpoint_id,
         "checkpoint_origin": manifest.origin,
         "trained_on": manifest.trained_on,
@@ -268,12 +322,27 @@ def _facts(manifest: CheckpointManifest, settings: ProtocolCommand) -> dict[str,
     }
 
 
-def _made_by(manifest: CheckpointManifest, entry: Entry, settings: ProtocolCommand) -> list[tuple[str, str]]:
+def _finest_angstrom(manifest: Manifest) -> float:
+    """The finest resolution that the poses were made from."""
+    if isinstance(manifest, ReferenceManifest):
+        return min(record.resolution_angstrom for record in manifest.halves.values())
+    return 2 * manifest.network_pixel_size_angstrom
+
+
+def _made_by(manifest: Manifest, entry: Entry, settings: ProtocolCommand) -> list[tuple[str, str]]:
     transfer = _transfer_words(manifest, entry) if settings.checkpoint else "this entry (section 2.5)"
+    is_reference = isinstance(manifest, ReferenceManifest)
     return [
         ("entry", entry.name),
-        ("training", f"{transfer}: {trained_on(manifest)}"),
-        ("trained for symmetry", manifest.symmetry),
+        ("references" if is_reference else "training", f"{transfer}: {trained_on(manifest)}"),
+        ("made for symmetry" if is_reference else "trained for symmetry", manifest.symmetry),
+        *(_reference_words(manifest) if isinstance(manifest, ReferenceManifest) else _network_words(manifest)),
+        ("whose model poses a particle", settings.half_mode.replace("_", " ")),
+    ]
+
+
+def _network_words(manifest: CheckpointManifest) -> list[tuple[str, str]]:
+    return [
         ("weights started from", manifest.origin),
         ("training ended by", manifest.stopped_by),
         *((f"half {half} steps", f"{record.steps:,}") for half, record in sorted(manifest.halves.items())),
@@ -281,11 +350,20 @@ def _made_by(manifest: CheckpointManifest, entry: Entry, settings: ProtocolComma
             "network",
             f"{manifest.preset}, {manifest.preprocess.image_size} px at {manifest.network_pixel_size_angstrom:.2f} Å",
         ),
-        ("whose model poses a particle", settings.half_mode.replace("_", " ")),
     ]
 
 
-def _transfer_words(manifest: CheckpointManifest, entry: Entry) -> str:
+def _reference_words(manifest: ReferenceManifest) -> list[tuple[str, str]]:
+    return [
+        ("references are of", manifest.origin),
+        *(
+            (f"half {half}", f"{record.num_training:,} particles, to {record.resolution_angstrom:.1f} Å")
+            for half, record in sorted(manifest.halves.items())
+        ),
+    ]
+
+
+def _transfer_words(manifest: Manifest, entry: Entry) -> str:
     if why := why_not_known_to_be_of_another_entry(manifest, entry.name):
         return f"not known to be of another entry ({why})"
     return "another entry (generalisation, section 3.3)"

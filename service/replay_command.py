@@ -16,7 +16,7 @@ from cesped_stream.benchmark.evaluation_files import METRICS_FILE
 from cesped_stream.benchmark.figure import save_figure
 from cesped_stream.benchmark.output_folder import output_folder
 from cesped_stream.benchmark.plan import BatchRole, ReplayPlan, plan_replay
-from cesped_stream.benchmark.pose_ways import errors_of_ways, inferred_rows, limit_of_noise, proposers_of
+from cesped_stream.benchmark.pose_ways import inferred_rows, proposers_of
 from cesped_stream.benchmark.predictions import PredictionType, read_predictions
 from cesped_stream.benchmark.replay import LOG_NAME, TRUTH_NAME
 from cesped_stream.benchmark.replay import replay as land_plan
@@ -34,7 +34,6 @@ from cesped_stream.benchmark.stream_report import (
     measure_stream,
     stream_latencies,
     streamed,
-    with_landed_stacks,
 )
 from cesped_stream.benchmark.stream_times import Latency, StreamTimes, first_pose_seconds, stream_times
 from cesped_stream.errors import InvalidSettingsError
@@ -44,19 +43,18 @@ from cesped_stream.imaging.maps import read_map
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
-from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import BuiltinEngine
 from cesped_stream.reference_pair import (
     ReferenceManifest,
-    ReferenceProposer,
     checkpoint_kind,
     read_reference_manifest,
 )
 from cesped_stream.settings import RealismSettings
 
 from .commit_times import committed_at
+from .pose_figures import pose_errors, sureness_of
 from .resolve import with_absolute_paths
 from .session import SessionFolder
 from .settings import LandingSettings, PosingSettings, SessionSettings
@@ -64,7 +62,6 @@ from .stream_outcome import REPORT_NAME, StageBars, StreamStatement, contained_w
 from .stream_progress import Stages, StreamBars, progress_bars
 from .stream_settings import ProtocolCommand, ReplayCommand, StreamCommand
 from .streaming import StreamRecord, stream_entry
-from .worker import matching_settings
 
 PUBLISHED_MARK = "model published"
 
@@ -208,7 +205,8 @@ class _Outcome:
             _facts(self.settings, self.record, manifest, stages, start, stated, self._latencies(times, truth)),
             proposer=proposers_of(rows),
             first_pose_seconds=first_pose_seconds(times, truth),
-            pose_errors=errors_of_ways(comparison, rows) | self._limit(comparison, manifest),
+            pose_errors=pose_errors(comparison, rows, self.session, self.record.status.checkpoint),
+            sureness=sureness_of(output / "poses.star", truth, self.session),
         )
         wanted = self.settings.reporting.write
         measures = self._measure(truth, comparison, manifest, facts, times, console) if wanted else None
@@ -230,16 +228,6 @@ class _Outcome:
         summary["total_seconds"] = time.monotonic() - start
         write_summary(summary, output / "summary.json")
         return summary
-
-    def _limit(self, comparison: Comparison, manifest: Manifest | None) -> dict[str, float | None]:
-        """What refinement reaches from the true poses, by the references that the session used."""
-        in_use = self.record.status.checkpoint
-        if not isinstance(manifest, ReferenceManifest) or in_use is None or comparison.metrics is None:
-            return {}
-        proposer = ReferenceProposer(Path(in_use.folder), matching_settings(self.session), self.session.half_mode)
-        landed = with_landed_stacks(comparison.truth, self.session.landing.folder)
-        reader = StackReader()
-        return limit_of_noise(comparison, lambda rows: proposer.refined(rows, reader), landed)
 
     def _title(self, stated: dict[str, Any]) -> str:
         return f"{stated.get('name', self.entry.name)}, streamed"
@@ -268,6 +256,7 @@ class _Outcome:
                 if isinstance(manifest, ReferenceManifest)
                 else PredictionType.SO3,
                 facts=self._stream_facts(comparison, manifest, facts),
+                within_deg=self.session.calibration.within_deg,
                 on_progress=StageBars(bars),
             )
 
@@ -285,6 +274,7 @@ class _Outcome:
             "maps_are_of": "streamed particles only",
             "made_by": {key: summary[key] for key in (*keys, "peak_memory_gigabytes", "symmetry")}
             | {"trained_on": manifest.trained_on if manifest else None},
+            "pose_ways": dict(facts.pose_errors),
             "replay": dict(self.statement.replay),
         }
 

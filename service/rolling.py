@@ -15,6 +15,7 @@ from typing import Any
 
 from cesped_stream.durable import Step, fsync_folder, rename_durably
 from cesped_stream.errors import PermanentError
+from cesped_stream.particles.pose_tally import PoseTally
 from cesped_stream.particles.star import (
     OUTPUT_NEUTRAL_VALUES,
     optics_block,
@@ -126,7 +127,7 @@ class PoseFiles:
             if new is not star:
                 digest = self._write_temporary(name, new.content())
                 moves.append([f".{name}.tmp", name, digest])
-                shards.append([place, "open", 0, len(new.lines), digest])
+                shards.append([place, "open", 0, len(new.lines), digest, self._tally_with(place, more)])
         payload = {
             "moves": moves,
             "shards": shards,
@@ -147,7 +148,7 @@ class PoseFiles:
         record = next(shard for shard in self._ledger.shards() if shard.shard_id == shard_id)
         payload = {
             "moves": [[OPEN_FILE, shard_file(shard_id), record.sha256]],
-            "shards": [[shard_id, "sealed", record.generation, record.num_rows, record.sha256]],
+            "shards": [[shard_id, "sealed", record.generation, record.num_rows, record.sha256, record.tally]],
         }
         self._carry_out(payload, "seal")
         self._posed = StarLines()
@@ -169,15 +170,24 @@ class PoseFiles:
                 for label, value in new.items():
                     cells[place[label]] = value
                 rows[position] = tuple(cells)
-        digest = self._write_temporary(
-            name, StarLines().appended([replace(table, rows=rows)], self._folder / name).content()
-        )
+        redone = replace(table, rows=rows)
+        digest = self._write_temporary(name, StarLines().appended([redone], self._folder / name).content())
+        tally = json.dumps(PoseTally.of(redone).counts)
         payload = {
             "moves": [[f".{name}.tmp", name, digest]],
-            "shards": [[shard_id, "sealed", record.generation + 1, record.num_rows, digest]],
+            "shards": [[shard_id, "sealed", record.generation + 1, record.num_rows, digest, tally]],
             "switched": [[shard_id, checkpoint_id]],
         }
         self._carry_out(payload, "switch")
+
+    def tally(self) -> PoseTally:
+        """Return the counts of all committed predicted rows, those of every file's record together."""
+        return PoseTally.together(PoseTally(json.loads(shard.tally)) for shard in self._ledger.shards())
+
+    def _tally_with(self, place: int, more: Sequence[tuple[ParticleTable, list[Run]]]) -> str:
+        before = next((shard.tally for shard in self._ledger.shards() if shard.shard_id == place), "{}")
+        rows = [PoseTally.of(table) for table, _ in more]
+        return json.dumps(PoseTally.together([PoseTally(json.loads(before)), *rows]).counts)
 
     def _write_temporary(self, name: str, content: bytes) -> str:
         with open(self._folder / f".{name}.tmp", "wb") as stream:

@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .pose_status import pose_words
 from .status import LatencyStatus, RoleStatus, SessionState, SessionStatus, TrainingStatus
 
 STATE_STYLE = {
@@ -87,6 +88,8 @@ def _work(status: SessionStatus) -> Table:
     checkpoint = status.checkpoint
     used = "none yet" if checkpoint is None else f"{checkpoint.checkpoint_id}, {checkpoint.rows:,} rows"
     table.add_row("checkpoint", used)
+    for name, words in pose_words(status.poses).items():
+        table.add_row(name, words)
     shards = f"{status.shards} sealed"
     table.add_row("shards", shards + (f", {status.reinfer_shards_left} to redo" if status.reinfer_shards_left else ""))
     table.add_row("stars", f"{status.stars}, {status.stars_waiting} waiting, {status.quarantined_stars} quarantined")

@@ -60,6 +60,34 @@ class CheckpointStatus(_Part):
     """Rows whose committed pose came from it."""
 
 
+class ConfidenceStatus(_Part):
+    """Of the rows whose `cestreamConfidence` is of one kind."""
+
+    kind: str
+    """"calibrated": the probability of being right; "mass": a rank only."""
+    num_rows: int
+    median: float
+    """To 0.005."""
+    share_at_least_half: float | None
+    """Share of rows that are more likely right than wrong; None where the kind is no probability."""
+
+
+class PosesStatus(_Part):
+    """What the predicted poses on disk say of themselves; exact at any moment, whatever was killed."""
+
+    by_proposer: dict[str, int]
+    """Rows by what made their pose."""
+    confidence: tuple[ConfidenceStatus, ...]
+    num_refined: int
+    num_clipped_angle: int
+    num_clipped_shift: int
+    """Refined rows whose search of angles, of shifts, ended at its edge; a row may be in both."""
+    num_against_noise: int
+    num_like_noise: int
+    """Rows that tell how far their image fits above noise, and those of them that noise may equal: junk, or
+    too little signal."""
+
+
 class TrainingStatus(_Part):
     training_id: int
     state: str
@@ -116,6 +144,7 @@ class SessionStatus(_Part):
     """What the session's aligned rows become: network or gallery."""
     training: TrainingStatus | None
     checkpoint: CheckpointStatus | None
+    poses: PosesStatus
     reinfer_shards_left: int
     shards: int
     landed_per_second: float

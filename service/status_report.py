@@ -10,6 +10,7 @@ from .accepting import OTHER_CTF, OTHER_HALF
 from .finished import NO_CHECKPOINT
 from .leasing import Member, Members
 from .ledger import REFERENCE, UNPOSED_PLACE, Ledger
+from .pose_status import pose_problems, poses_status
 from .session import SessionFolder
 from .settings import SessionSettings
 from .status import (
@@ -78,6 +79,7 @@ class StatusReport:
         quarantined = ledger.scalar("SELECT sum(num_rows) FROM quarantined")
         leased = work.leases.num_rows
         training = self._training(work)
+        tally = work.poses.tally()
         pending = landed - posed - unposed - quarantined - leased
         landed_rate, posed_rate = self._rates(now, landed, posed + unposed)
         return SessionStatus(
@@ -110,6 +112,7 @@ class StatusReport:
             proposer=self._settings.proposer,
             training=training,
             checkpoint=_checkpoint(work),
+            poses=poses_status(tally),
             reinfer_shards_left=len(work.reinference.shards_left()),
             shards=ledger.scalar("SELECT count(*) FROM shards WHERE state = 'sealed'"),
             landed_per_second=landed_rate,
@@ -117,7 +120,7 @@ class StatusReport:
             latency=latency_status(work.committer.latencies),
             latency_with_model=latency_status([entry for entry in work.committer.latencies if entry[2]]),
             roles=roles,
-            problems=tuple(self._problems(work, paused)),
+            problems=tuple([*self._problems(work, paused), *pose_problems(tally, self._settings.gallery)]),
             notes=tuple(self._notes(work)),
         )
 

@@ -9,7 +9,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cesped_stream.benchmark.catalogue import DEFAULT_ROOT
 from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.settings import (
-    InferenceSettings,
     RealismSettings,
     Settings,
     SimulationSettings,
@@ -131,16 +130,19 @@ class ProposersCommand(PosingSettings):
     training: TrainingSettings = Field(default_factory=TrainingSettings)
 
 
-class ProtocolCommand(BaseSettings):
+class ProtocolCommand(PosingSettings):
     """`cesped-stream protocol`: the paper's 2-fold protocol (section 2.5) on an entry, or a checkpoint of another one
     on it (section 3.3). Started again with the same settings it goes on where it was."""
-
-    model_config = _CONFIG
 
     entry: Path = Field(description=ENTRY_TEXT)
     root: Path = Field(DEFAULT_ROOT, description=ROOT_TEXT)
     output: Path = Field(
         description="Folder for all that comes of it: checkpoints, predictions_{0,1}.star, metrics.json, report.html."
+    )
+    proposer: Literal["network", "gallery"] = Field(
+        "network",
+        description="What each half becomes. network: a trained Image2Sphere, as in the paper. gallery: a reference, "
+        "whose projections are compared with the particles and refined: rotations and shifts, no training.",
     )
     half_mode: Literal["gold_standard", "cross_half"] = Field(
         "cross_half",
@@ -152,7 +154,6 @@ class ProtocolCommand(BaseSettings):
         False, description="Take a checkpoint that was trained for another point group; errors are under the entry's."
     )
     training: TrainingSettings = Field(default_factory=TrainingSettings)
-    inference: InferenceSettings = Field(default_factory=InferenceSettings)
     reporting: ReportSettings = Field(default_factory=ReportSettings)
 
 

@@ -95,7 +95,7 @@ def measure_preset(preset: str, settings: InferenceSettings, num_particles: int)
     with tempfile.TemporaryDirectory(prefix="cesped-stream-bench-") as name:
         folder = Path(name)
         table = _noise_star(folder, num_particles, BOX_PIXELS[preset])
-        checkpoint, build_cpu_seconds = _noise_checkpoint(folder, preset)
+        checkpoint, build_cpu_seconds = untrained_checkpoint(folder, preset, FIELD_OF_VIEW_ANGSTROM)
         predictor = Predictor(checkpoint, settings)
         rates = _rates(predictor, table, folder)
     on_gpu = predictor.device.type == "cuda"
@@ -177,8 +177,13 @@ class _Pace:
             torch.cuda.synchronize()
 
 
-def _noise_checkpoint(folder: Path, preset: str) -> tuple[Path, float]:
-    """Return the folder of a checkpoint with random weights, and the CPU seconds that one model took to build."""
+def untrained_checkpoint(
+    folder: Path, preset: str, field_of_view_angstrom: float, symmetry: str = "C1"
+) -> tuple[Path, float]:
+    """Publish a checkpoint with random weights; return its folder, and the CPU seconds that one model took to build.
+
+    The network's images have `field_of_view_angstrom` to a side.
+    """
     model_settings, preprocess = MODEL_PRESETS[preset]
     started = time.process_time()
     state = Image2Sphere(model_settings).state_dict()
@@ -187,8 +192,8 @@ def _noise_checkpoint(folder: Path, preset: str) -> tuple[Path, float]:
         preset=preset,
         model=model_settings,
         preprocess=preprocess,
-        network_pixel_size_angstrom=FIELD_OF_VIEW_ANGSTROM / preprocess.image_size,
-        symmetry="C1",
+        network_pixel_size_angstrom=field_of_view_angstrom / preprocess.image_size,
+        symmetry=symmetry,
         halves={half: HalfRecord(num_training=0, num_validation=0, steps=0) for half in (0, 1)},
         origin="random",
         independence="unknown",

@@ -60,6 +60,7 @@ def contained_words(runs: Sequence[Run]) -> list[str]:
 _ABSENT = "–"
 _MAP = ("maps", "unweighted", "to_truth", "unmasked")
 _TOGETHER = ("poses", "together")
+_SURENESS = ("stream", "sureness")
 
 
 def _text(show: Callable[[Any], str], value: Any) -> str:
@@ -95,7 +96,9 @@ _ROWS: tuple[tuple[str, tuple[str, ...], Callable[[Any], str]], ...] = (
     ("within 5°", (*_TOGETHER, "share_within_5_deg"), _percent),
     ("within 15°", (*_TOGETHER, "share_within_15_deg"), _percent),
     ("a guess's mean error", ("poses", "random_predictor_mean_deg"), _degrees),
-    ("junk told from particles, AUC", ("confidence", "junk_auc"), "{:.2f}".format),
+    ("junk told by its confidence, AUC", ("confidence", "junk_auc"), "{:.2f}".format),
+    ("junk told by its fit above noise, AUC", (*_SURENESS, "junk", "above_noise_area_under_curve"), "{:.2f}".format),
+    ("ended at a search's edge", (*_SURENESS, "clipped", "share"), _percent),
     ("map against truth, PCC", (*_MAP, "pearson"), "{:.3f}".format),
     ("map against truth, FSC 0.5", _MAP, _resolution_05),
     ("latency, median", ("stream", "latency", "p50_seconds"), _seconds),

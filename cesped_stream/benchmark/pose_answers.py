@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from cesped_stream.benchmark.ways_stream import LandedRows, with_poses
+from cesped_stream.conventions import HALVES
 from cesped_stream.durable import write_whole
 from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch
 from cesped_stream.matching import MatchedPoses, ReferenceMatcher
-from cesped_stream.model.checkpoint import HALVES
 from cesped_stream.model.device import pick_device
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable

@@ -22,7 +22,16 @@ from cesped_stream.conventions import (
 )
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.imaging.junk import is_particle
-from cesped_stream.particles.own_columns import CONFIDENCE, GIVEN, PREDICTED, STATUS
+from cesped_stream.particles.own_columns import (
+    ABOVE_NOISE,
+    CLIPPED,
+    CONFIDENCE,
+    CONFIDENCE_KIND,
+    GIVEN,
+    PREDICTED,
+    PROPOSER,
+    STATUS,
+)
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.star import concatenated, read_star
 from cesped_stream.particles.table import ParticleTable
@@ -32,6 +41,8 @@ Int64 = NDArray[np.int64]
 
 CONFIDENCE_LABELS: Final = (CONFIDENCE, "rlnParticleFigureOfMerit")
 """Where a prediction's confidence may stand. Ours before CESPED's: a star of ours may keep a picker's score there."""
+SURENESS_LABELS: Final = (PROPOSER, CONFIDENCE_KIND, ABOVE_NOISE, CLIPPED)
+"""What rows of a session say of their confidence, and of their image and search."""
 
 _UNSET_TEXT: Final = "-999.000000"
 _EXAMPLES: Final = 3
@@ -91,7 +102,7 @@ class MatchedPredictions:
 
 def read_predictions(stars: Sequence[Path]) -> ParticleTable:
     """Return name, angles, shifts and confidence of predictions in one star (both halves) or several (one each), and
-    micrograph and defocus where all of them have these.
+    micrograph, defocus and what `SURENESS_LABELS` tell where all of them have these.
 
     RELION 3.0 and 3.1. An angle column that one of several stars lacks counts as unset in it; a shift or confidence
     column has to be in all of them or in none. Raises InvalidSettingsError for one star given twice, InvalidStarError,
@@ -102,7 +113,7 @@ def read_predictions(stars: Sequence[Path]) -> ParticleTable:
     _check_distinct(stars)
     tables = [read_star(star) for star in stars]
     wanted = [label for label in (*ANGLE_LABELS, *SHIFT_LABELS, *CONFIDENCE_LABELS, STATUS) if _has(label, tables)]
-    wanted += [label for label in IDENTITY_LABELS if all(label in table for table in tables)]
+    wanted += [label for label in (*IDENTITY_LABELS, *SURENESS_LABELS) if all(label in table for table in tables)]
     return concatenated(
         [_only(table, ("rlnImageName", *wanted), star) for table, star in zip(tables, stars, strict=True)]
     )

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from cesped_stream.benchmark.compare import Comparison
 from cesped_stream.benchmark.figure import FigureData, Gallery, Timeline, random_error_density
+from cesped_stream.benchmark.pose_lines import percent, sureness_lines, way_lines
 from cesped_stream.benchmark.stream_report import with_landed_stacks
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
@@ -49,8 +50,10 @@ class RunFacts:
     """What made the poses, as the rows say it; several where several did."""
     first_pose_seconds: float | None = None
     """From the last aligned row's landing to the first streamed pose on disk."""
-    pose_errors: Mapping[str, float | None] = field(default_factory=dict)
+    pose_errors: Mapping[str, Any] = field(default_factory=dict)
     """Of each way that poses were made, and of refinement from the true poses, as summary.json names them."""
+    sureness: Mapping[str, Any] = field(default_factory=dict)
+    """`Sureness.to_json`; nothing where the rows tell nothing."""
     entry: Mapping[str, Any] = field(default_factory=dict)
     """What streamed: box, pixel size, SNR, as the entry states it."""
 
@@ -95,6 +98,7 @@ def summarise(comparison: Comparison, facts: RunFacts) -> dict[str, Any]:
         "proposer": facts.proposer,
         "first_pose_seconds": facts.first_pose_seconds,
         **facts.pose_errors,
+        "sureness": dict(facts.sureness),
         "stage_seconds": dict(facts.stage_seconds),
         "entry": dict(facts.entry),
     }
@@ -123,7 +127,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     """Return the table that a demo or a replay ends with."""
     table = Table(title="Streamed particles against the held-back truth", title_justify="left", show_header=False)
     table.add_column("what", no_wrap=True)
-    table.add_column("figure", justify="right", no_wrap=True)
+    table.add_column("figure", justify="right")
     for what, figure in _lines(summary):
         table.add_row(what, figure)
     return table
@@ -163,8 +167,10 @@ def _lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     for values in summary["per_half"]:
         lines.append((f"  half {values['half_set']}: mean / weighted / median", _half_line(values)))
     lines += [
-        ("within 5° / 15°", f"{_percent(summary['share_within_5_deg'])} / {_percent(summary['share_within_15_deg'])}"),
+        ("within 5° / 15°", f"{percent(summary['share_within_5_deg'])} / {percent(summary['share_within_15_deg'])}"),
         ("a random predictor's mean", number("random_predictor_mean_deg", "°")),
+        *way_lines(summary),
+        *sureness_lines(summary),
         ("half-sets", half_words(summary)),
         ("total", number("total_seconds", " s", 0)),
     ]
@@ -248,7 +254,3 @@ def _subtitle(summary: Mapping[str, Any]) -> tuple[str, ...]:
 def _half_line(values: Mapping[str, Any]) -> str:
     figures = [values[key] for key in ("mean_deg", "weighted_mean_deg", "median_deg")]
     return " / ".join("-" if figure is None else f"{figure:.1f}°" for figure in figures)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"

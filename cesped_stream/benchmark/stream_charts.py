@@ -8,10 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from cesped_stream.benchmark.figure import BLUE, GREEN, GREY, INK, ORANGE, Timeline
 from cesped_stream.benchmark.stream_curves import ErrorPoint, MapPoint
 from cesped_stream.benchmark.stream_times import BatchLatency
+from cesped_stream.calibration.metrics import ReliabilityCurve
+
+Float64 = NDArray[np.float64]
 
 _SIZE = (6.4, 3.9)
 _RESOLUTIONS = (
@@ -118,6 +122,43 @@ def timeline_chart(timeline: Timeline) -> bytes:
         axes.set_ylim(0, None)
 
     return _chart(draw, "seconds since the first file")
+
+
+def reliability_chart(curves: Sequence[tuple[str, ReliabilityCurve]], within_deg: float) -> bytes:
+    """Return the share of right poses against confidence, a line for each named curve."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="as sure as right")
+        for (name, curve), color in zip(curves, (BLUE, ORANGE), strict=False):
+            bars = np.abs(np.stack([curve.observed_share - curve.low, curve.high - curve.observed_share]))
+            axes.errorbar(
+                curve.mean_probability, curve.observed_share, yerr=bars, color=color, marker="o", markersize=4,
+                linewidth=1.4, capsize=2, label=name,
+            )  # fmt: skip
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel=f"share within {within_deg:g}° of the truth")
+
+    return _chart(draw, "confidence")
+
+
+def distribution_chart(groups: Sequence[tuple[str, Float64]], x_label: str, threshold: float | None = None) -> bytes:
+    """Return histograms of up to three named groups of values `(n,)`, at least one value in all, over one another.
+
+    Values above the 99 % quantile are drawn at the end; `threshold` is marked.
+    """
+
+    def draw(axes: Axes) -> None:
+        whole = np.concatenate([values for _, values in groups])
+        marks = [] if threshold is None else [threshold]
+        low, high = min([float(whole.min()), *marks]), max([float(np.quantile(whole, 0.99)), *marks])
+        edges = np.linspace(low, high if high > low else low + 1, 41).tolist()
+        for (name, values), color in zip(groups, (BLUE, ORANGE, GREY), strict=False):
+            if len(values):
+                axes.hist(np.minimum(values, edges[-1]), bins=edges, color=color, alpha=0.6, label=name)
+        for mark in marks:
+            axes.axvline(mark, color=INK, linewidth=1, linestyle=":")
+        axes.set_ylabel("rows")
+
+    return _chart(draw, x_label)
 
 
 def _x(points: Sequence[ErrorPoint] | Sequence[MapPoint], by_seconds: bool) -> list[float]:

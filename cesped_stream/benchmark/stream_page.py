@@ -26,6 +26,7 @@ from cesped_stream.benchmark.stream_charts import (
     timeline_chart,
 )
 from cesped_stream.benchmark.stream_report import StreamMeasures
+from cesped_stream.benchmark.sureness_page import sureness_section, ways_section
 
 Float64 = NDArray[np.float64]
 
@@ -68,6 +69,8 @@ def stream_page(
         *_along(measures, model_seconds),
         *_speed(measures, timeline, latencies_seconds, model_seconds),
         *_evaluated(measures, title),
+        *ways_section(facts.get("pose_ways", {})),
+        *sureness_section(measures.sureness),
         html.heading("Some particles, and their views") if gallery else "",
         html.charts([html.picture(gallery, "image/png", "Particles drawn at random.")]) if gallery else "",
         html.heading("How it was made"),

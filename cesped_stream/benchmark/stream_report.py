@@ -26,6 +26,7 @@ from cesped_stream.benchmark.predictions import (
 from cesped_stream.benchmark.stream_curves import ErrorPoint, MapPoint, error_points, map_points, moments
 from cesped_stream.benchmark.stream_realism import TRUE_LABEL
 from cesped_stream.benchmark.stream_times import BatchLatency, Latency, StreamTimes, batch_latencies, latency_of
+from cesped_stream.benchmark.sureness import RIGHT_WITHIN_DEG, Sureness, how_sure
 from cesped_stream.conventions import SHIFT_LABELS
 from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name, read_header
 from cesped_stream.particles.table import ParticleTable
@@ -60,6 +61,8 @@ class StreamMeasures:
     """What the stream was and who posed it, in words and settings."""
     aligned_poses: Mapping[str, int] = field(default_factory=dict)
     """Aligned rows by how their pose was told: `true`, `random`, `jitter`, `junk`; empty where nobody says."""
+    sureness: Sureness | None = None
+    """None where the rows say nothing of how sure they are."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the stream's own figures as JSON can hold them; the evaluator's are not among them."""
@@ -73,6 +76,7 @@ class StreamMeasures:
             "errors_along_the_stream": [asdict(point) for point in self.errors],
             "maps_along_the_stream": [asdict(point) for point in self.maps],
             "why_no_maps": self.why_no_maps,
+            "sureness": None if self.sureness is None else self.sureness.to_json(),
         }
 
 
@@ -142,6 +146,7 @@ def measure_stream(
     prediction_type: PredictionType = PredictionType.SO3,
     points: int = 9,
     use_confidence: bool = True,
+    within_deg: float = RIGHT_WITHIN_DEG,
     facts: Mapping[str, Any] | None = None,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> StreamMeasures:
@@ -149,9 +154,9 @@ def measure_stream(
 
     `predicted`: any tool's rows, image names as they landed (`with_landed_names`). `truth`: truth.star of the replay,
     all rows. `counts`: from `compare`. `landing`: where the stacks are; without them there are no maps. `engine` None:
-    poses only. A figure of merit is not taken for a confidence, only `cestreamConfidence` is. `times`:
-    None where nobody recorded them, points then go by landing order. `model_seconds`: when there was
-    a model. Raises InvalidStarError for what cannot be scored (`match_predictions`).
+    poses only. A figure of merit is not taken for a confidence, only `cestreamConfidence` is. `within_deg`: what a
+    calibrated one is the probability of. `times`: None where nobody recorded them, points then go by landing order.
+    `model_seconds`: when there was a model. Raises InvalidStarError for what cannot be scored (`match_predictions`).
     """
     index = streamed(truth)
     known = with_landed_stacks(truth.select(index), landing)
@@ -174,8 +179,10 @@ def measure_stream(
     else:
         reason = reason or "no streamed particle has a pose to compare with a true one"
     latency, with_model, batches = stream_latencies(times, index, model_seconds)
-    told = _told_poses(truth)
-    return StreamMeasures(counts, evaluation, reason, latency, with_model, batches, errors, maps, facts or {}, told)
+    told, sureness = _told_poses(truth), how_sure(own, known, symmetry, within_deg=within_deg)
+    return StreamMeasures(
+        counts, evaluation, reason, latency, with_model, batches, errors, maps, facts or {}, told, sureness
+    )
 
 
 def _told_poses(truth: ParticleTable) -> dict[str, int]:

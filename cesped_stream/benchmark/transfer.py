@@ -6,41 +6,57 @@ from urllib.parse import unquote
 import numpy as np
 
 from cesped_stream.errors import InvalidSettingsError
-from cesped_stream.model.checkpoint import CheckpointManifest
+from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
 from cesped_stream.particles.stacks import STACK_LABEL, read_header
 from cesped_stream.particles.table import ParticleTable
+from cesped_stream.reference_pair import ReferenceManifest, checkpoint_kind, read_reference_manifest
 
 LEAST_FIELD, LARGEST_FIELD = 0.5, 3.0
 """Side of the particles' box over that of the network's field of view, in angstrom: outside, it is refused."""
 CUT_FIELD = 1.5
+OWN_ORIGINS = ("random", "imagenet", "aligned rows")
+"""What weights or references start from that holds no particle but those that the manifest names."""
+
+Manifest = CheckpointManifest | ReferenceManifest
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Return the manifest of a checkpoint of either kind. UnreachableFileError, InvalidCheckpointError."""
+    return read_reference_manifest(folder) if checkpoint_kind(folder) == "reference" else read_manifest(folder)
 
 
 def check_transfer(
-    manifest: CheckpointManifest, table: ParticleTable, symmetry: str, *, allow_symmetry: bool = False
+    manifest: Manifest, table: ParticleTable, symmetry: str, *, allow_symmetry: bool = False
 ) -> list[str]:
     """Return warnings, in words, for particles (`cestreamStack` names their stacks) that a checkpoint is to pose.
 
     Images of any box and pixel size are brought to the network's pixel size; its field of view in angstrom is what
-    must make sense. Raises InvalidSettingsError where it is absurd, and for another symmetry than the checkpoint's.
+    must make sense. References are compared at their own frequencies, whatever the box. Raises InvalidSettingsError
+    where the field is absurd, and for another symmetry than the checkpoint's.
     """
     if manifest.symmetry != symmetry and not allow_symmetry:
         raise InvalidSettingsError(
             f"symmetry: {trained_on(manifest)} is for {manifest.symmetry}, this entry is {symmetry}; with "
             f"--allow-symmetry its poses are taken as they are, and errors are under {symmetry}"
         )
-    field = manifest.preprocess.image_size * manifest.network_pixel_size_angstrom
     said = [] if manifest.symmetry == symmetry else [f"Trained for {manifest.symmetry}; errors are under {symmetry}."]
+    if isinstance(manifest, ReferenceManifest):
+        return [
+            *said,
+            "Poses are in the frame of the checkpoint's references: errors mean something where it is the entry's.",
+        ]
+    field = manifest.preprocess.image_size * manifest.network_pixel_size_angstrom
     for box, pixel_size in sorted(_boxes(table)):
         said += _field_words(box, pixel_size, field, manifest.network_pixel_size_angstrom)
     return said
 
 
-def trained_on(manifest: CheckpointManifest) -> str:
+def trained_on(manifest: Manifest) -> str:
     """Return in words what a checkpoint was trained on."""
     return f"checkpoint {manifest.checkpoint_id} (trained on {manifest.trained_on or 'data that it does not name'})"
 
 
-def why_not_known_to_be_of_another_entry(manifest: CheckpointManifest, entry_name: str) -> str:
+def why_not_known_to_be_of_another_entry(manifest: Manifest, entry_name: str) -> str:
     """Return why a checkpoint may have seen the entry's particles, "" where it is known that it has not.
 
     Known from the manifest alone: it names an entry, that entry is another one, and the weights did not start from a
@@ -54,7 +70,7 @@ def why_not_known_to_be_of_another_entry(manifest: CheckpointManifest, entry_nam
         return f"it was trained on {name}, a star file, which may be of any entry"
     if name.casefold().rpartition("_")[2] == entry_name.casefold().rpartition("_")[2]:
         return f"it was trained on {name}"
-    if manifest.origin not in ("random", "imagenet"):
+    if manifest.origin not in OWN_ORIGINS:
         return f"its training began from {manifest.origin}, whose data it does not name"
     return ""
 

@@ -11,7 +11,7 @@ from cesped_stream.imaging.band import Band, BandImages, band_images
 from cesped_stream.imaging.preprocess import image_flags
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader, read_images
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.table import CtfParameters, ParticleTable
 
 ROWS_AT_ONCE = 256
 
@@ -53,7 +53,25 @@ def usable_images(table: ParticleTable, reader: StackReader, flag: UInt8, digest
             flag[index], digest[index] = image_flags(images), group.digests
             good = np.flatnonzero(flag[index] == ImageFlag.OK)
             if len(good):
-                yield UsableImages(index[good], images[torch.from_numpy(good)])
+                kept = images if len(good) == len(images) else images[torch.from_numpy(good)]
+                yield UsableImages(index[good], kept)
+
+
+def images_in_bands(
+    images: torch.Tensor, ctf: CtfParameters, bands: Sequence[Band], *, background_radius_angstrom: float = 0.0
+) -> tuple[BandImages, ...]:
+    """Return the coefficients of raw images `(n, box, box)` in each of `bands`; see `band_images`.
+
+    Bands of one extent share the finest one's transform, which holds the coefficients of the others.
+    """
+    finest: dict[float, Band] = {}
+    for band in sorted(bands, key=lambda band: band.limit_angstrom):
+        finest.setdefault(band.extent_angstrom, band)
+    whole = {
+        extent: band_images(images, ctf, band, background_radius_angstrom=background_radius_angstrom)
+        for extent, band in finest.items()
+    }
+    return tuple(whole[band.extent_angstrom].within(band.limit_angstrom) for band in bands)
 
 
 def read_band_images(
@@ -70,15 +88,14 @@ def read_band_images(
     """
     flag, digest = np.zeros(len(table), np.uint8), np.zeros((len(table), DIGEST_BYTES), np.uint8)
     ctf = table.ctf_parameters()
-    nothing = torch.zeros(0, 2, 2)
-    parts = [[band_images(nothing, ctf.select(slice(0, 0)), band)] for band in bands]
+    nothing = torch.zeros(0, 2, 2, device=device)
+    parts = [images_in_bands(nothing, ctf.select(slice(0, 0)), bands)]
     index = [np.empty(0, np.int64)]
     for part in usable_images(table, reader, flag, digest):
         images, parameters = part.images.to(device), ctf.select(part.index)
-        for found, band in zip(parts, bands, strict=True):
-            found.append(band_images(images, parameters, band, background_radius_angstrom=background_radius_angstrom))
+        parts.append(images_in_bands(images, parameters, bands, background_radius_angstrom=background_radius_angstrom))
         index.append(part.index)
     rows = np.concatenate(index)
     order = torch.from_numpy(np.argsort(rows, kind="stable")).to(device)
-    joined = tuple(BandImages.joined([found[0].to(device), *found[1:]]).select(order) for found in parts)
+    joined = tuple(BandImages.joined(list(found)).select(order) for found in zip(*parts, strict=True))
     return BandRows(joined, np.sort(rows), flag, digest)

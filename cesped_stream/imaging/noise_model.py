@@ -16,6 +16,8 @@ from cesped_stream.particles.table import OpticsGroup, ParticleTable
 ROUNDS = 3
 LEAST_COEFFICIENTS = 20
 LEAST_VARIANCE = 1e-6
+LEAST_OWN_SCALE = 0.1
+"""Of the groups' mean scale: the least that an image of an unseen group can be given."""
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -41,18 +43,30 @@ class NoiseModel:
     """`(groups + 1, s)` of coefficients (`BandImages`); the last row is the mean of the groups."""
     scale: Float64
     """`(groups + 1,)`."""
+    signal_power: Float64 | None = None
+    """`(s,)`: mean |S|^2 of the reference's views. Without it, images of unseen groups get the mean scale."""
 
     def rows_of(self, table: ParticleTable) -> Int64:
-        """Return each particle's row in `variance` `(n,)`; groups that were not seen get the last, the mean."""
+        """Return each particle's row in `variance` `(n,)`; groups that were not seen get the last, the mean.
+
+        Their images' levels of noise and signal are then their own (`own_levels`).
+        """
         place = {key: row for row, key in enumerate(self.keys)}
         rows = [place.get(optics_key(group), len(self.keys)) for group in table.optics]
         return np.array(rows, np.int64)[table.optics_index]
 
     def variance_in(self, band: Band) -> Tensor:
         """Return `(groups + 1, m)` float32, linear between frequencies and constant beyond the first and last."""
+        return self._in(band, self.variance)
+
+    def signal_power_in(self, band: Band) -> Tensor | None:
+        """Return the reference's mean power `(m,)` float32, or None where it is not known."""
+        return None if self.signal_power is None else self._in(band, self.signal_power[None])[0]
+
+    def _in(self, band: Band, rows: Float64) -> Tensor:
         at = np.hypot(*band.frequencies_per_angstrom.T)
-        rows = [np.interp(at, self.frequencies_per_angstrom, row) for row in self.variance]
-        return torch.from_numpy(np.stack(rows).astype(np.float32))
+        values = [np.interp(at, self.frequencies_per_angstrom, row) for row in rows]
+        return torch.from_numpy(np.stack(values).astype(np.float32))
 
     def to_json(self) -> dict[str, Any]:
         """Return the model as plain values."""
@@ -61,6 +75,7 @@ class NoiseModel:
             "frequencies_per_angstrom": self.frequencies_per_angstrom.tolist(),
             "variance": self.variance.tolist(),
             "scale": self.scale.tolist(),
+            "signal_power": None if self.signal_power is None else self.signal_power.tolist(),
         }
 
     @staticmethod
@@ -70,11 +85,15 @@ class NoiseModel:
             arrays = (np.array(values[name], np.float64) for name in ("frequencies_per_angstrom", "variance", "scale"))
             frequencies, variance, scale = arrays
             keys = tuple(str(key) for key in values["keys"])
+            power = values.get("signal_power")
+            signal = None if power is None else np.array(power, np.float64)
         except (KeyError, TypeError, ValueError) as error:
             raise PermanentError(f"noise model: {error!r}; write it again") from error
         if variance.shape != (len(keys) + 1, len(frequencies)) or scale.shape != (len(keys) + 1,):
             raise PermanentError(f"noise model: {len(keys)} groups, variance {variance.shape}; write it again")
-        return NoiseModel(keys, frequencies, variance, scale)
+        if signal is not None and signal.shape != frequencies.shape:
+            raise PermanentError(f"noise model: signal power {signal.shape}, {len(frequencies)} shells; write it again")
+        return NoiseModel(keys, frequencies, variance, scale, signal)
 
 
 def fit_noise(images: BandImages, centred_slices: Tensor, groups: Int64, keys: Sequence[str]) -> NoiseModel:
@@ -102,7 +121,10 @@ def fit_noise(images: BandImages, centred_slices: Tensor, groups: Int64, keys: S
         ]
         variance[group], scale[group] = _maximum_likelihood([value[1:].numpy() for value in sums])
     variance[-1], scale[-1] = np.exp(np.log(variance[:-1]).mean(0)), scale[:-1].mean()
-    return NoiseModel(tuple(keys), np.arange(1, count) / images.band.extent_angstrom, variance, scale)
+    per_shell = torch.bincount(shells, minlength=count)[1:].clamp(min=1) * len(square)
+    signal = torch.zeros(count, dtype=torch.float64).index_add_(0, shells, square.sum(0, dtype=torch.float64))[1:]
+    frequencies = np.arange(1, count) / images.band.extent_angstrom
+    return NoiseModel(tuple(keys), frequencies, variance, scale, (signal / per_shell).numpy())
 
 
 def _residual_weight(images: BandImages) -> Tensor:
@@ -140,6 +162,37 @@ def whitened_weights(images: BandImages, noise: NoiseModel, rows: Int64) -> tupl
     """
     device = images.matched.device
     index = torch.from_numpy(rows).to(device)
-    precision = images.information[:, None] / noise.variance_in(images.band).to(device)[index]
+    variance = noise.variance_in(images.band).to(device)[index]
     scale = torch.from_numpy(noise.scale.astype(np.float32)).to(device)[index, None]
+    signal = noise.signal_power_in(images.band)
+    if signal is not None and (rows == len(noise.keys)).any():
+        level, own_scale = own_levels(images, variance, signal.to(device), scale)
+        unseen = (index == len(noise.keys))[:, None]
+        variance, scale = torch.where(unseen, variance * level, variance), torch.where(unseen, own_scale, scale)
+    precision = images.information[:, None] / variance
     return 2 * scale * precision, scale.square() * precision
+
+
+def own_levels(images: BandImages, variance: Tensor, signal_power: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each image's own power says: factor of `variance` `(n, m)`, and a instead of `scale`, both `(n, 1)`.
+
+    |y|^2 / variance is regressed on C^2 |S|^2 / variance with the mean |S|^2 of all views, `signal_power` `(m,)`:
+    the intercept is the noise's level, the slope a^2. Coefficients count by the spread that their power has (it is
+    exponential); `scale` is a prior, of a^2 with a spread as large as itself. Nothing but the image enters.
+    """
+    weight = _residual_weight(images)
+    signal = images.ctf_square * signal_power / variance
+    power = images.power / variance
+    usual = scale.square()
+    level, slope = torch.ones_like(usual), usual
+    for _ in range(ROUNDS):
+        count = images.information[:, None] * weight / (level + slope * signal).square()
+        seen = images.information[:, None] * power / (level + slope * signal).square()
+        total = count.sum(1, keepdim=True).clamp(min=1e-20)
+        mean_signal, mean_power = ((part.sum(1, keepdim=True) / total) for part in (count * signal, seen))
+        spread = (count * (signal - mean_signal).square()).sum(1, keepdim=True)
+        covariance = (seen * (signal - mean_signal)).sum(1, keepdim=True)
+        slope = (covariance + 1 / usual) / (spread + 1 / usual.square())
+        slope = torch.maximum(slope, LEAST_OWN_SCALE**2 * usual)
+        level = (mean_power - slope * mean_signal).clamp(min=LEAST_OWN_SCALE)
+    return level, slope.sqrt()

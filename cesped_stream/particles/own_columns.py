@@ -44,8 +44,15 @@ CALIBRATED: Final = "calibrated"
 MASS: Final = "mass"
 NOTHING: Final = "none"
 NO_POSE: Final = "[]"
+REFINEMENT: Final = "refinement"
+"""Last of the words of `PROPOSER` where the pose was refined against a reference."""
 
 Float64 = NDArray[np.float64]
+
+
+def is_refined(proposer: str) -> bool:
+    """Return whether what `PROPOSER` says ends in a refinement: "gallery+refinement" does, "image2sphere" does not."""
+    return proposer.rsplit("+", maxsplit=1)[-1] == REFINEMENT
 
 
 def number_cell(value: float, decimals: int = 4) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from cesped_stream.imaging.band import Band, BandImages, exact_product
+from cesped_stream.imaging.band import Band, BandImages, exact_product, unit_phases
 from cesped_stream.imaging.noise_model import NoiseModel, whitened_weights
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
@@ -264,7 +264,7 @@ class Refiner:
         unresolved = square * transfer * (self._shell_power[members] * (1 - envelope.square()))
         attenuation = envelope / (1 + unresolved)
         angle = torch.from_numpy(shifts @ (-2 * np.pi * stage.frequencies.T)).to(self.device)
-        centring = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+        centring = unit_phases(angle)
         weighted = images.matched[:, members] * (linear[:, members] * attenuation)
         real, imaginary = (part[:, None] for part in exact_product(weighted, centring))
         slices = torch.view_as_real(self._slices(candidates.reshape(-1, 3, 3), stage.frequencies))

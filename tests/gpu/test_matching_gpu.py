@@ -1,14 +1,19 @@
 """Gallery and refinement on the GPU give what the CPU gives."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
-from support.matching import flat_noise, particles, reference, rows
+from support.matching import BOX, PIXEL_SIZE, flat_noise, particles, reference, rows
 
 from cesped_stream.gallery.search import ProjectionGallery
+from cesped_stream.imaging.band import Band
+from cesped_stream.imaging.band_rows import images_in_bands
 from cesped_stream.refinement.matching import Refiner
 from cesped_stream.settings import GallerySettings, RefinementSettings
 from cesped_stream.so3.distance import angular_error_deg
+from cesped_stream_service.cli import main
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -40,3 +45,23 @@ def test_poses_on_the_gpu_are_those_of_the_cpu(precision: str) -> None:
     (mine, pose), (its, other) = found
     assert (mine.distribution.indices[:, 0] == its.distribution.indices[:, 0]).mean() > 0.95
     assert np.median(angular_error_deg(pose.rotations, other.rotations, np.eye(3)[None])) < 0.05
+
+
+def test_coefficients_on_the_gpu_are_those_of_the_cpu() -> None:
+    truth = particles(9)
+    bands = (Band(BOX * PIXEL_SIZE, 24.0), Band(BOX * PIXEL_SIZE, 12.0))
+    mine, its = (images_in_bands(truth.images.to(device), truth.ctf, bands) for device in ("cpu", "cuda"))
+    for one, other in zip(mine, its, strict=True):
+        assert other.matched.device.type == "cuda"
+        for name in ("matched", "ctf_square", "power", "information"):
+            torch.testing.assert_close(getattr(other, name).cpu(), getattr(one, name), rtol=1e-3, atol=1e-3)
+
+
+def test_bench_measures_the_gpu_from_disk_to_poses(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "bench poses --boxes 32 --symmetries D2 --particles 64 --resolution-angstrom 40 --snr 1 --disk-mib 1"
+    assert main([*words.split(), "--device", "cuda", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["device"] == torch.cuda.get_device_name()
+    stages = ("read", "transform", "gallery", "refinement", "poses", "network", "network_poses")
+    assert min(found[stage]["per_second"] for stage in stages) > 0
+    assert 0 < found["product_share"] < 1.5

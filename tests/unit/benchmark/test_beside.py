@@ -35,7 +35,7 @@ def test_each_run_is_a_column_called_after_its_folder(tmp_path: Path) -> None:
     assert figures["within 5°"] == ("25 %", "25 %")
     assert figures["streamed particles"] == ("1,200", "1,200")
     assert figures["lost"] == ("0", "0")
-    assert figures["junk told from particles, AUC"] == ("–", "0.91")
+    assert figures["junk told by its confidence, AUC"] == ("–", "0.91")
     assert "latency, median" not in figures  # no run has one
     assert contained_words(runs) == ["clean: Preset clean.", "session: Preset session."]
 

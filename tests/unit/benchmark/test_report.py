@@ -14,6 +14,7 @@ from cesped_stream.benchmark.compare import compare
 from cesped_stream.benchmark.figure import FigureData, Gallery, Timeline, draw_figure, save_figure, view_counts
 from cesped_stream.benchmark.metrics import random_mean_deg
 from cesped_stream.benchmark.plan import ROLE_LABEL
+from cesped_stream.benchmark.pose_ways import errors_of_ways, limit_of_noise
 from cesped_stream.benchmark.report import (
     RunFacts,
     figure_data,
@@ -33,6 +34,12 @@ REQUIRED = {
     "landed", "inferred", "lost", "doubled", "mean_angular_error_deg", "median_angular_error_deg",
     "weighted_mean_angular_error_deg", "latency_p50_seconds", "latency_p95_seconds", "training_seconds",
     "total_seconds", "particles_per_second", "half_mode",
+}  # fmt: skip
+WAYS = {
+    "first_pose_seconds", "network_median_angular_error_deg", "gallery_median_angular_error_deg",
+    "refined_median_angular_error_deg", "refined_mean_angular_error_deg", "refined_fraction_within_5_deg",
+    "refined_shift_error_angstrom", "limit_median_angular_error_deg", "limit_fraction_within_5_deg",
+    "network_fraction_within_5_deg", "gallery_fraction_within_5_deg", "poses_by_proposer", "sureness",
 }  # fmt: skip
 FACTS = RunFacts("gold_standard", 12.0, 34.0, None, None, 56.0, 78.0, 90.0, entry={"stated": "an easy stream"})
 OPTICS = OpticsGroup(
@@ -81,6 +88,15 @@ def test_the_summary_has_every_required_key_and_is_json(tmp_path: Path) -> None:
     assert read["random_predictor_mean_deg"] == pytest.approx(126.5, abs=0.1)
 
 
+def test_the_summary_names_each_way_of_making_poses_and_how_sure_they_are() -> None:
+    comparison = compare([turned(rows(6), 5.0)], rows(6), "C1")
+    errors = errors_of_ways(comparison, None) | limit_of_noise(comparison, None, comparison.truth)
+    summary = summarise(comparison, replace(FACTS, pose_errors=errors, sureness={"confidence": {}}))
+    assert set(summary) >= WAYS
+    assert {summary[key] for key in WAYS - {"poses_by_proposer", "sureness"}} == {None}
+    assert summary["sureness"] == {"confidence": {}}
+
+
 def test_nothing_inferred_gives_null_errors_not_zero() -> None:
     summary = summarise(compare([rows(6).select([])], rows(6), "C1"), FACTS)
     assert summary["lost"] == 6
@@ -93,6 +109,14 @@ def test_the_table_names_what_matters() -> None:
     text = out.getvalue()
     for words in ("lost", "doubled", "12.0 s / 34.0 s", "- / -", "median angular error", "5.0°", "half 1", "56 s"):
         assert words in text
+
+
+def test_the_table_is_whole_on_a_terminal_of_80_columns() -> None:
+    out = io.StringIO()
+    Console(file=out, width=80).print(summary_table(summarise(compare([turned(rows(6), 5.0)], rows(6), "C1"), FACTS)))
+    text = out.getvalue()
+    assert "…" not in text
+    assert "latency, last byte to pose on disk, p50 / p95" in text
 
 
 @pytest.mark.parametrize("symmetry", ["C1", "C2", "D2", "O"])

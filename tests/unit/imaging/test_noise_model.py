@@ -10,7 +10,7 @@ from support.matching import molecule
 
 from cesped_stream.errors import PermanentError
 from cesped_stream.imaging.band import Band, BandImages, band_slices
-from cesped_stream.imaging.noise_model import NoiseModel, fit_noise, optics_key, whitened_weights
+from cesped_stream.imaging.noise_model import NoiseModel, fit_noise, optics_key, own_levels, whitened_weights
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
@@ -78,13 +78,61 @@ def test_a_group_is_known_by_content_and_an_unknown_one_gets_the_mean(slices: to
     assert model.scale[2] == pytest.approx(model.scale[:2].mean())
 
 
+@pytest.mark.parametrize("premultiplied", [False, True])
+@pytest.mark.parametrize(("level", "scale"), [(1.0, 0.5), (1.6, 1.0), (0.7, 1.5)])
+def test_an_images_own_power_tells_its_noise_and_its_scale(
+    slices: torch.Tensor, level: float, scale: float, premultiplied: bool
+) -> None:
+    signal = torch.from_numpy(mean_power(slices))
+    variance = torch.ones(COUNT, len(BAND))
+    images = observed(slices, level * variance, torch.full((COUNT, 1), scale), premultiplied=premultiplied)
+    found, own = own_levels(images, variance, signal, torch.ones(COUNT, 1))
+    assert found.median() == pytest.approx(level, rel=0.15)
+    assert own.median() == pytest.approx(scale, rel=0.25)
+    assert abs(own.median() - scale) <= abs(1.0 - scale) / 2 + 0.06
+    alone = own_levels(images.select(slice(7, 9)), variance[7:9], signal, torch.ones(2, 1))
+    np.testing.assert_array_equal(alone[1].numpy(), own[7:9].numpy())
+
+
+def test_an_image_of_nothing_gets_little_scale_and_an_empty_one_finite_weights(slices: torch.Tensor) -> None:
+    signal, variance = torch.from_numpy(mean_power(slices)), torch.ones(COUNT, len(BAND))
+    nothing = observed(slices, variance, torch.zeros(COUNT, 1))
+    _, own = own_levels(nothing, variance, signal, torch.ones(COUNT, 1))
+    assert own.median() < 0.5
+    assert own.min() > 0
+    empty = nothing.select(slice(0, 0)).padded(3)
+    assert all(torch.isfinite(part).all() for part in own_levels(empty, variance[:3], signal, torch.ones(3, 1)))
+
+
+def test_only_rows_of_unseen_groups_have_levels_of_their_own(slices: torch.Tensor) -> None:
+    images = observed(slices, torch.ones(COUNT, len(BAND)), torch.full((COUNT, 1), 0.5))
+    model = replace(fit_noise(images, slices, np.zeros(COUNT, np.int64), ["a"]), scale=np.ones(2))
+    rows = np.arange(COUNT) % 2
+    linear, square = whitened_weights(images, model, rows)
+    known = whitened_weights(images, model, np.zeros(COUNT, np.int64))
+    np.testing.assert_array_equal(linear[::2], known[0][::2])
+    assert (square[1::2] < 0.6 * known[1][1::2]).float().mean() > 0.9
+    without = replace(model, signal_power=None)
+    np.testing.assert_array_equal(whitened_weights(images, without, rows)[1], known[1])
+
+
+def mean_power(slices: torch.Tensor) -> np.ndarray:
+    """Mean |S|^2 in each coefficient's shell, `(m,)`."""
+    power, shells = slices.abs().square().mean(0).numpy(), BAND.shells
+    return (np.bincount(shells, power) / np.bincount(shells).clip(1))[shells].astype(np.float32)
+
+
 def test_a_model_comes_back_from_json_and_a_damaged_one_is_refused() -> None:
-    model = NoiseModel(("a",), np.array([0.1, 0.2]), np.ones((2, 2)), np.ones(2))
+    model = NoiseModel(("a",), np.array([0.1, 0.2]), np.ones((2, 2)), np.ones(2), np.array([3.0, 4.0]))
     again = NoiseModel.from_json(model.to_json())
     np.testing.assert_array_equal(again.variance, model.variance)
+    assert again.signal_power is not None
+    np.testing.assert_array_equal(again.signal_power, [3.0, 4.0])
     assert again.keys == model.keys
     with pytest.raises(PermanentError, match="variance"):
         NoiseModel.from_json(model.to_json() | {"keys": []})
+    with pytest.raises(PermanentError, match="signal power"):
+        NoiseModel.from_json(model.to_json() | {"signal_power": [1.0]})
     with pytest.raises(PermanentError, match="scale"):
         NoiseModel.from_json({"keys": [], "frequencies_per_angstrom": [1.0], "variance": [[1.0]]})
 

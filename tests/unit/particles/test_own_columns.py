@@ -1,7 +1,7 @@
 import numpy as np
 
 from cesped_stream.particles.flags import Clipped
-from cesped_stream.particles.own_columns import list_cell, number_cell, numbers_of, poses_of
+from cesped_stream.particles.own_columns import is_refined, list_cell, number_cell, numbers_of, poses_of
 
 
 def test_what_is_not_known_is_a_word_and_comes_back_as_nan() -> None:
@@ -21,3 +21,8 @@ def test_a_pose_comes_back_as_it_was_written_and_none_as_nan() -> None:
 def test_every_edge_has_a_word() -> None:
     assert [Clipped(k).text for k in range(4)] == ["no", "angle", "shift", "both"]
     assert Clipped.ANGLE | Clipped.SHIFT == Clipped.BOTH
+
+
+def test_a_pose_is_refined_where_the_last_word_of_its_proposer_says_so() -> None:
+    words = ("gallery+refinement", "network+gallery+refinement", "image2sphere", "network+gallery", "given")
+    assert [is_refined(word) for word in words] == [True, True, False, False, False]

@@ -9,7 +9,15 @@ from cesped_stream_service.coordinator import Coordinator
 from cesped_stream_service.messages import Hello
 from cesped_stream_service.settings import SessionSettings
 from cesped_stream_service.show import status_line, status_view
-from cesped_stream_service.status import CheckpointStatus, LatencyStatus, SessionState, SessionStatus, TrainingStatus
+from cesped_stream_service.status import (
+    CheckpointStatus,
+    ConfidenceStatus,
+    LatencyStatus,
+    PosesStatus,
+    SessionState,
+    SessionStatus,
+    TrainingStatus,
+)
 
 
 @pytest.fixture
@@ -72,6 +80,27 @@ def test_rows_that_wait_are_said_beside_the_state(status: SessionStatus) -> None
     words = "150 rows wait for a stack, 2 stars set aside"
     assert words in " ".join(shown(waiting, running=True).split())
     assert words in status_line(waiting)
+
+
+def test_view_tells_what_to_think_of_the_poses_so_far(status: SessionStatus) -> None:
+    poses = PosesStatus(
+        by_proposer={"network+gallery+refinement": 678},
+        confidence=(ConfidenceStatus(kind="calibrated", num_rows=678, median=0.875, share_at_least_half=0.91),),
+        num_refined=678,
+        num_clipped_angle=7,
+        num_clipped_shift=68,
+        num_against_noise=678,
+        num_like_noise=203,
+    )
+    text = " ".join(shown(status.model_copy(update={"poses": poses}), running=True).split())
+    assert "made by network+gallery+refinement 678" in text
+    assert "confidence median 0.88, 91 % at least 0.5 of 678" in text
+    assert "search edge shift 68 (10 %), angle 7 (1 %) of 678 refined" in text
+    assert (
+        "like noise 203 (30 %) of 678 fit less than 3 standard deviations above noise: junk, or too little signal"
+        in text
+    )
+    assert "made by" not in shown(status, running=True)
 
 
 def test_line_tells_state_counts_and_training(status: SessionStatus) -> None:

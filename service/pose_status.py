@@ -1,0 +1,76 @@
+"""What a session's predicted poses say of themselves, for its status: how sure, at a search's edge, like noise."""
+
+from typing import Final
+
+from cesped_stream.particles.flags import Clipped
+from cesped_stream.particles.own_columns import CALIBRATED, MASS
+from cesped_stream.particles.pose_tally import MANY_AT_EDGE, NOISE_REACHES, PoseTally
+from cesped_stream.settings import GallerySettings
+
+from .status import ConfidenceStatus, PosesStatus
+
+LEAST_ROWS: Final = 100
+"""With fewer refined rows a share at the edge is chance."""
+
+
+def poses_status(tally: PoseTally) -> PosesStatus:
+    """Return the part of the status that a session's tally tells."""
+    return PosesStatus(
+        by_proposer=tally.by_proposer,
+        confidence=tuple(found for kind in (CALIBRATED, MASS) if (found := _confidence(tally, kind)) is not None),
+        num_refined=tally.num_refined,
+        num_clipped_angle=tally.clipped(Clipped.ANGLE) + tally.clipped(Clipped.BOTH),
+        num_clipped_shift=tally.num_clipped_shift,
+        num_against_noise=tally.num_against_noise,
+        num_like_noise=tally.num_like_noise,
+    )
+
+
+def pose_problems(tally: PoseTally, gallery: GallerySettings) -> list[str]:
+    """Return what is wrong with many of the poses, and what to do."""
+    clipped, refined = tally.num_clipped_shift, tally.num_refined
+    if refined < LEAST_ROWS or clipped <= MANY_AT_EDGE * refined:
+        return []
+    return [
+        f"{clipped:,} of {refined:,} refined poses ({100 * clipped / refined:.0f} %) ended at the edge of the shift "
+        "search: these particles lie further off centre than is searched, or are junk; raise "
+        f"gallery.shift_range_angstrom ({gallery.shift_range_angstrom:g} now) and `reinfer`, or centre the picks"
+    ]
+
+
+def pose_words(poses: PosesStatus) -> dict[str, str]:
+    """Return the lines of the status that tell of poses, by name; none where no pose was predicted."""
+    words = {}
+    if poses.by_proposer:
+        words["made by"] = ", ".join(f"{name} {rows:,}" for name, rows in sorted(poses.by_proposer.items()))
+    if poses.confidence:
+        words["confidence"] = "; ".join(map(_confidence_words, poses.confidence))
+    if poses.num_refined:
+        words["search edge"] = (
+            f"shift {_part(poses.num_clipped_shift, poses.num_refined)}, angle "
+            f"{_part(poses.num_clipped_angle, poses.num_refined)} of {poses.num_refined:,} refined"
+        )
+    if poses.num_against_noise:
+        words["like noise"] = (
+            f"{_part(poses.num_like_noise, poses.num_against_noise)} of {poses.num_against_noise:,} fit less than "
+            f"{NOISE_REACHES:g} standard deviations above noise: junk, or too little signal"
+        )
+    return words
+
+
+def _confidence(tally: PoseTally, kind: str) -> ConfidenceStatus | None:
+    number, median = tally.num_with_confidence(kind), tally.median_confidence(kind)
+    if median is None:
+        return None
+    share = tally.num_at_least(kind, 0.5) / number if kind == CALIBRATED else None
+    return ConfidenceStatus(kind=kind, num_rows=number, median=median, share_at_least_half=share)
+
+
+def _confidence_words(found: ConfidenceStatus) -> str:
+    if found.share_at_least_half is None:
+        return f"median {found.median:.2f} of {found.num_rows:,}, not calibrated: a rank"
+    return f"median {found.median:.2f}, {100 * found.share_at_least_half:.0f} % at least 0.5 of {found.num_rows:,}"
+
+
+def _part(rows: int, whole: int) -> str:
+    return f"{rows:,} ({100 * rows / whole:.0f} %)"
