@@ -1,10 +1,11 @@
 """Prediction: network inputs in, poses with confidence and further candidates out; deterministic."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +17,13 @@ from cesped_stream.model.checkpoint import HalfMode, load_checkpoint
 from cesped_stream.model.device import pick_device
 from cesped_stream.model.image2sphere import Image2Sphere
 from cesped_stream.settings import InferenceSettings
-from cesped_stream.so3.distribution import top_poses
-from cesped_stream.so3.grids import grid_step_deg
+from cesped_stream.so3.distribution import SparseDistribution, sparse_distribution, top_poses
+from cesped_stream.so3.grids import grid_step_deg, num_rotations
 from cesped_stream.so3.symmetry import group_rotations
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SEPARATION_IN_GRID_STEPS = 2.0
 BATCH_MULTIPLE = 16
@@ -126,42 +129,56 @@ class Predictor:
         Flags and digests are 0. Raises ValueError for a half-set other than 0 and 1. Where CUDA memory runs out the
         batch is halved, for good; that is logged, since the last bits may change.
         """
+        poses = PoseBatch.empty(len(images), self.settings.top_k)
+        for batch, part in self._of_batches(images, half_sets, self._poses_of):
+            poses.put(batch, part)
+        return poses
+
+    def distribution(self, images: Tensor, half_sets: Sequence[int] | NDArray[np.int64], k: int) -> SparseDistribution:
+        """Return the k likeliest rotations of network inputs `(n, 1, s, s)` float32, as `predict` sees them."""
+        order = self.manifest.model.grid_order
+        width = min(k, num_rotations(order))
+        indices, log_weights = np.zeros((len(images), width), np.int64), np.zeros((len(images), width), np.float32)
+        for batch, part in self._of_batches(images, half_sets, lambda logits: sparse_distribution(logits, order, k)):
+            indices[batch], log_weights[batch] = part.indices, part.log_weights
+        return SparseDistribution(order, False, indices, log_weights)
+
+    def _of_batches(
+        self, images: Tensor, half_sets: Sequence[int] | NDArray[np.int64], make: Callable[[Tensor], T]
+    ) -> Iterator[tuple[NDArray[np.int64], T]]:
+        """Yield the places of each batch's images and what `make` makes of their logits."""
         halves = np.asarray(half_sets, np.int64)
         if halves.shape != (len(images),) or not np.isin(halves, HALVES).all():
             raise ValueError(f"{len(images)} images need as many half-sets, each 0 or 1; got {half_sets!r}")
-        poses = PoseBatch.empty(len(images), self.settings.top_k)
         for half, model in self._models.items():
             index = np.flatnonzero(halves == half)
             done = 0
             while done < len(index):
                 batch = index[done : done + self.batch_size]
                 try:
-                    part = self._predict_batch(model, images[torch.from_numpy(batch)])
+                    part = self._of_batch(model, images[torch.from_numpy(batch)], make)
                 except torch.cuda.OutOfMemoryError:
                     if self.batch_size == 1:
                         raise
                     self._halve_batch()
                     continue
-                poses.put(batch, part)
+                yield batch, part
                 done += len(batch)
-        return poses
 
-    def _predict_batch(self, model: Image2Sphere, images: Tensor) -> PoseBatch:
+    def _of_batch(self, model: Image2Sphere, images: Tensor, make: Callable[[Tensor], T]) -> T:
         n = len(images)
         padded = images.new_zeros(self.batch_size, *images.shape[1:])
         padded[:n] = images
         with torch.no_grad(), _reproducible(self.device, bfloat16=self.settings.precision == "bfloat16"):
-            logits = model(padded.to(self.device))
-            rotations, probabilities = top_poses(
-                logits[:n],
-                self.manifest.model.grid_order,
-                self._group,
-                self.settings.top_k,
-                self._separation_deg,
-            )
+            return make(model(padded.to(self.device))[:n])
+
+    def _poses_of(self, logits: Tensor) -> PoseBatch:
+        rotations, probabilities = top_poses(
+            logits, self.manifest.model.grid_order, self._group, self.settings.top_k, self._separation_deg
+        )
         confidences = probabilities.astype(np.float64)
         return replace(
-            PoseBatch.empty(n, self.settings.top_k),
+            PoseBatch.empty(len(logits), self.settings.top_k),
             rotation=rotations[:, 0],
             confidence=confidences[:, 0],
             top_rotation=rotations,

@@ -1,6 +1,8 @@
 """From rows of a star to poses by a reference: read, propose on the grid, refine; in bounded memory, deterministic."""
 
 import logging
+from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from cesped_stream.errors import PermanentError
-from cesped_stream.gallery.search import NoiseScores, ProjectionGallery, Proposals
+from cesped_stream.gallery.search import ProjectionGallery, Proposals
 from cesped_stream.imaging.band import BandImages, centred_slices
-from cesped_stream.imaging.band_rows import BandRows, read_band_images
-from cesped_stream.imaging.noise_model import NoiseModel, fit_noise, optics_key
+from cesped_stream.imaging.band_rows import BandRows, UsableImages, read_band_images
+from cesped_stream.imaging.noise_model import NoiseModel, NoiseScores, fit_noise, noise_images, optics_key
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
 from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.refinement.matching import RefinedPoses, Refiner
+from cesped_stream.refinement.particle_score import particle_scores
 from cesped_stream.settings import GallerySettings, RefinementSettings
 from cesped_stream.so3.grids import grid_step_deg
 
@@ -26,9 +29,11 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE: Final = 512
 LEAST_ROWS_FOR_NOISE: Final = 20
 LEARNING_ROWS: Final = 1000
-NOISE_SAMPLE: Final = 256
+NOISE_SAMPLE: Final = 64
+LEAST_STD: Final = 0.05
 
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +45,7 @@ class MatchedPoses:
     shift_angstrom: Float64
     """`(n, 2)` (x, y) that centre the images: refined."""
     gallery_rotation: Float64
-    """`(n, k, 3, 3)`: the gallery's proposals, distinct, best first."""
+    """`(n, k, 3, 3)`: the proposals that were refined, distinct, best first: the gallery's, or pooled ones."""
     gallery_shift_angstrom: Float64
     """`(n, k, 2)`."""
     gallery_weight: Float64
@@ -49,8 +54,14 @@ class MatchedPoses:
     """`(n,)`: which of them the pose comes from; -1 where there is none."""
     log_likelihood: Float64
     """`(n,)`: of the refined pose over noise alone."""
+    runner_up: Float64
+    """`(n,)`: the same of the best end of any other proposal; -inf where none was refined."""
+    particle_score: Float64
+    """`(n,)`: log-likelihood ratio of a particle at the pose and an image without one (`particle_scores`)."""
     above_noise: Float64
-    """`(n,)`: the gallery's best score over what noise reaches, in its standard deviations."""
+    """`(n,)`: `particle_score` less what noise reaches, in standard deviations of that; NaN without `NoiseScores`.
+
+    Noise has 0, other junk mostly less."""
     angle_clipped: NDArray[np.bool_]
     """`(n,)`: the refinement ended at the edge of its angles."""
     shift_clipped: NDArray[np.bool_]
@@ -74,12 +85,42 @@ class MatchedPoses:
             gallery_weight=np.zeros((n, k)),
             proposal=np.full(n, -1, np.int64),
             log_likelihood=np.full(n, np.nan),
+            runner_up=np.full(n, np.nan),
+            particle_score=np.full(n, np.nan),
             above_noise=np.full(n, np.nan),
             angle_clipped=np.zeros(n, np.bool_),
             shift_clipped=np.zeros(n, np.bool_),
             flag=np.zeros(n, np.uint8),
             digest=np.zeros((n, DIGEST_BYTES), np.uint8),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """Poses that refinement starts from, of n particles."""
+
+    rotations: Float64
+    """`(n, k, 3, 3)`: distinct, best first."""
+    shifts_angstrom: Float64
+    """`(n, k, 2)`."""
+    weights: NDArray[np.float32]
+    """`(n, k)`: probability mass around each."""
+
+
+def gallery_modes(proposals: Proposals) -> Modes:
+    """Return the gallery's own proposals as they are."""
+    return Modes(proposals.mode_rotations, proposals.mode_shifts_angstrom, proposals.mode_weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Rows of a table that were read and compared with the gallery."""
+
+    rows: BandRows
+    groups: Int64
+    """`(usable,)`: rows in the noise model of those with a usable image."""
+    proposals: Proposals | None
+    """Of the same; None where there are none."""
 
 
 class ReferenceMatcher:
@@ -105,15 +146,17 @@ class ReferenceMatcher:
         self._device = torch.device(device)
         self._scored_half = scored_half
         self._background_radius_angstrom = background_radius_angstrom
+        self._shift_prior = reference.shift_prior if gallery.shift_prior else None
         self.gallery = ProjectionGallery(reference, gallery, device=device)
         self.refiner = Refiner(
             reference,
             refinement,
             proposal_step_deg=grid_step_deg(gallery.grid_order),
             proposal_shift_step_angstrom=self.gallery.shift_step_angstrom,
+            shift_prior=self._shift_prior,
             device=device,
         )
-        self.of_noise: NoiseScores | None = None
+        self.of_noise = reference.of_noise
 
     def match(self, table: ParticleTable, reader: StackReader) -> MatchedPoses:
         """Return the poses of a table's rows, in their order; a row's result depends on no other row.
@@ -121,32 +164,53 @@ class ReferenceMatcher:
         PermanentError where a row is part of the reference or of the other half-set, or where there is no noise model;
         else what reading raises.
         """
-        self.reference.check_holds_none_of(table, self._scored_half)
-        noise = self._known_noise()
         poses = MatchedPoses.empty(len(table), self.gallery.settings.num_modes)
         for start in range(0, len(table), ROWS_AT_ONCE):
             rows = np.arange(start, min(start + ROWS_AT_ONCE, len(table)))
-            part = table.select(rows)
-            found = self._read(part, reader)
-            poses.flag[rows], poses.digest[rows] = found.flag, found.digest
-            if len(found.index):
-                groups = noise.rows_of(part)[found.index]
-                proposals = self.gallery.propose(found.images[0], noise, groups, of_noise=self.of_noise)
-                refined = self.refiner.refine(
-                    found.images[1],
-                    noise,
-                    groups,
-                    proposals.mode_rotations,
-                    proposals.mode_shifts_angstrom,
-                    weights=proposals.mode_weights,
-                )
-                _put(poses, rows[found.index], proposals, refined)
+            compared = self.compare(table.select(rows), reader)
+            if compared.proposals is None:
+                poses.flag[rows], poses.digest[rows] = compared.rows.flag, compared.rows.digest
+            else:
+                self.put_refined(poses, rows, compared, gallery_modes(compared.proposals))
         return poses
+
+    def compare(
+        self,
+        table: ParticleTable,
+        reader: StackReader,
+        *,
+        on_images: Callable[[UsableImages], None] = lambda images: None,
+    ) -> Compared:
+        """Read rows, all at once, and compare them with the gallery; `on_images` is shown their raw images.
+
+        Raises what `match` does.
+        """
+        self.reference.check_holds_none_of(table, self._scored_half)
+        noise = self._known_noise()
+        found = self._read(table, reader, on_images)
+        groups = noise.rows_of(table)[found.index]
+        proposals = self.gallery.propose(found.images[0], noise, groups) if len(found.index) else None
+        return Compared(found, groups, proposals)
+
+    def put_refined(self, poses: MatchedPoses, rows: Int64, compared: Compared, modes: Modes) -> None:
+        """Refine the usable ones of compared rows, at least one, from `modes`; write the result to `poses[rows]`."""
+        used, images, noise = rows[compared.rows.index], compared.rows.images[1], self._known_noise()
+        refined = self._refined(images, noise, compared.groups, modes)
+        poses.flag[rows], poses.digest[rows] = compared.rows.flag, compared.rows.digest
+        poses.gallery_rotation[used], poses.gallery_shift_angstrom[used] = modes.rotations, modes.shifts_angstrom
+        poses.gallery_weight[used] = modes.weights
+        self._put_refined(poses, used, refined, self._score(refined, images, noise, compared.groups))
+
+    def scoring(self, half_set: int) -> "ReferenceMatcher":
+        """Return the same matcher for particles of `half_set`, whichever the reference's own is."""
+        other = copy(self)
+        other._scored_half = half_set
+        return other
 
     def refine(self, table: ParticleTable, reader: StackReader) -> MatchedPoses:
         """Return the poses that refinement alone makes of the rows' own; with true poses the limit that noise sets.
 
-        `above_noise`, and the second and further proposals, are not given. Raises what `match` does.
+        There is one proposal a row, its own pose. Raises what `match` does.
         """
         self.reference.check_holds_none_of(table, self._scored_half)
         noise = self._known_noise()
@@ -165,14 +229,29 @@ class ReferenceMatcher:
             refined = self.refiner.refine(found.images[1], noise, groups, start_rotations, start_shifts)
             poses.gallery_rotation[used], poses.gallery_shift_angstrom[used] = start_rotations, start_shifts
             poses.gallery_weight[used] = 1.0
-            _put_refined(poses, used, refined)
+            self._put_refined(poses, used, refined, self._score(refined, found.images[1], noise, groups))
         return poses
 
     def measure_noise(self, table: ParticleTable, reader: StackReader, *, seed: int = 0) -> NoiseScores:
-        """Find what noise with these rows' CTFs scores, for `above_noise` of all later matches; return it."""
-        noise, found = self._known_noise(), self._read(table.select(np.arange(min(NOISE_SAMPLE, len(table)))), reader)
-        groups = noise.rows_of(table)[found.index]
-        self.of_noise = self.gallery.measure_noise(found.images[0], noise, groups, seed=seed)
+        """Find what noise with these rows' CTFs scores, for `above_noise` of all later matches; return it.
+
+        At most `NOISE_SAMPLE` rows are taken, spread evenly; of their images only the CTF counts. PermanentError where
+        none is usable.
+        """
+        noise = self._known_noise()
+        sample = table.select(np.arange(0, len(table), -(-len(table) // NOISE_SAMPLE) or 1))
+        found = self._read(sample, reader)
+        if not len(found.index):
+            raise PermanentError(
+                f"{table.source or 'particles'}: no usable image, so no CTF to give noise; wait for more"
+            )
+        groups = noise.rows_of(sample)[found.index]
+        finest = min(found.images, key=lambda images: images.band.limit_angstrom)
+        nothing = noise_images(finest, noise, groups, seed=seed)
+        own = tuple(nothing.within(images.band.limit_angstrom) for images in found.images)
+        modes = gallery_modes(self.gallery.propose(own[0], noise, groups))
+        score = self._score(self._refined(own[1], noise, groups, modes), own[1], noise, groups)
+        self.of_noise = NoiseScores(float(score.mean()), max(float(score.std()), LEAST_STD))
         return self.of_noise
 
     def learn_noise(self, table: ParticleTable, reader: StackReader) -> NoiseModel:
@@ -202,6 +281,24 @@ class ReferenceMatcher:
         logger.info("noise model fitted", extra={"num_particles": len(found.index), "groups": len(self.noise.keys)})
         return self.noise
 
+    def _refined(self, images: BandImages, noise: NoiseModel, groups: Int64, modes: Modes) -> RefinedPoses:
+        return self.refiner.refine(images, noise, groups, modes.rotations, modes.shifts_angstrom, weights=modes.weights)
+
+    def _score(self, refined: RefinedPoses, images: BandImages, noise: NoiseModel, groups: Int64) -> Float64:
+        likelihood, shifts = refined.log_likelihood, refined.shifts_angstrom
+        return particle_scores(likelihood, shifts, images, noise, groups, self._shift_prior)
+
+    def _put_refined(self, poses: MatchedPoses, rows: Int64, refined: RefinedPoses, score: Float64) -> None:
+        poses.rotation[rows], poses.shift_angstrom[rows] = refined.rotations, refined.shifts_angstrom
+        poses.proposal[rows], poses.log_likelihood[rows] = refined.proposal, refined.log_likelihood
+        poses.angle_clipped[rows], poses.shift_clipped[rows] = refined.angle_clipped, refined.shift_clipped
+        others = refined.proposal_log_likelihood.copy()
+        others[np.arange(len(others)), refined.proposal] = -np.inf
+        poses.runner_up[rows] = others.max(axis=1)
+        poses.particle_score[rows] = score
+        if self.of_noise is not None:
+            poses.above_noise[rows] = (score - self.of_noise.mean) / self.of_noise.std
+
     def _fitted(self, images: BandImages, table: ParticleTable, rotations: Float64, shifts: Float64) -> NoiseModel:
         projector = MapProjector(
             self.reference.volume, self.reference.pixel_size_angstrom, device=images.matched.device
@@ -210,30 +307,22 @@ class ReferenceMatcher:
         present, group = np.unique(table.optics_index, return_inverse=True)
         return fit_noise(images, slices, group, [optics_key(table.optics[k]) for k in present])
 
-    def _read(self, table: ParticleTable, reader: StackReader) -> BandRows:
+    def _read(
+        self,
+        table: ParticleTable,
+        reader: StackReader,
+        on_images: Callable[[UsableImages], None] = lambda images: None,
+    ) -> BandRows:
         return read_band_images(
             table,
             [self.gallery.band, self.refiner.band],
             reader,
             background_radius_angstrom=self._background_radius_angstrom,
             device=self._device,
+            on_images=on_images,
         )
 
     def _known_noise(self) -> NoiseModel:
         if self.noise is None:
             raise PermanentError("the reference is a given map and has no noise model; call learn_noise first")
         return self.noise
-
-
-def _put(poses: MatchedPoses, rows: NDArray[np.int64], proposals: Proposals, refined: RefinedPoses) -> None:
-    poses.gallery_rotation[rows] = proposals.mode_rotations
-    poses.gallery_shift_angstrom[rows] = proposals.mode_shifts_angstrom
-    poses.gallery_weight[rows] = proposals.mode_weights
-    poses.above_noise[rows] = proposals.above_noise
-    _put_refined(poses, rows, refined)
-
-
-def _put_refined(poses: MatchedPoses, rows: NDArray[np.int64], refined: RefinedPoses) -> None:
-    poses.rotation[rows], poses.shift_angstrom[rows] = refined.rotations, refined.shifts_angstrom
-    poses.proposal[rows], poses.log_likelihood[rows] = refined.proposal, refined.log_likelihood
-    poses.angle_clipped[rows], poses.shift_clipped[rows] = refined.angle_clipped, refined.shift_clipped

@@ -6,13 +6,15 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from cesped_stream.fused_pair import FusedProposer
 from cesped_stream.imaging.preprocess import Preprocessor, image_flags
 from cesped_stream.inference import PoseBatch, Predictor
 from cesped_stream.model.checkpoint import HalfMode
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import StackReader, read_images
 from cesped_stream.particles.table import ParticleTable
-from cesped_stream.reference_pair import MatchingSettings, ReferenceProposer, checkpoint_kind
+from cesped_stream.reference_pair import MatchingSettings, checkpoint_kind
+from cesped_stream.reference_proposer import ReferenceProposer
 from cesped_stream.settings import InferenceSettings
 
 NETWORK_PROPOSER = "image2sphere"
@@ -57,12 +59,15 @@ class NetworkProposer:
 def open_proposer(
     folder: Path, inference: InferenceSettings, matching: MatchingSettings, half_mode: HalfMode
 ) -> Proposer:
-    """Return what a checkpoint folder holds, ready to give poses: its networks or its references.
+    """Return what a checkpoint folder holds, ready to give poses: its networks, its references, or both.
 
     UnreachableFileError where a file is missing, InvalidCheckpointError where one is not what the manifest says.
     """
-    if checkpoint_kind(folder) == "reference":
+    kind = checkpoint_kind(folder)
+    if kind == "reference":
         return ReferenceProposer(folder, matching, half_mode)
+    if kind == "fused":
+        return FusedProposer(folder, inference, matching, half_mode)
     return NetworkProposer(Predictor(folder, inference, half_mode))
 
 

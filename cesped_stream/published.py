@@ -83,6 +83,8 @@ class Listing(BaseModel):
 
     kind: str = NETWORK_KIND
     checkpoint_id: str = Field(min_length=1)
+    independence: str = "unknown"
+    """Of its half-sets: independent, shared_reference or unknown."""
     halves: dict[int, _Record]
     files: dict[str, str] = Field(default_factory=dict)
 
@@ -153,11 +155,12 @@ def path_inside(folder: Path, name: str) -> Path:
     return path
 
 
-def publish_files(checkpoints_folder: Path, checkpoint_id: str, files: Mapping[str, bytes]) -> Path:
+def publish_files(checkpoints_folder: Path, checkpoint_id: str, files: Mapping[str, bytes | Path]) -> Path:
     """Write a checkpoint's files (name: content), in their order, into a folder that appears whole; return it.
 
-    A name may have folders in it. Durable when it returns. The id stands for the content: a folder that is there
-    already is left as it is. InvalidCheckpointError for a name that leaves the folder.
+    A content that is a path is a file of another checkpoint: a hard link to it, or a copy where there can be none. A
+    name may have folders in it. Durable when it returns. The id stands for the content: a folder that is there already
+    is left as it is. InvalidCheckpointError for a name that leaves the folder.
     """
     folder = checkpoints_folder / checkpoint_id
     checkpoints_folder.mkdir(parents=True, exist_ok=True)
@@ -169,12 +172,22 @@ def publish_files(checkpoints_folder: Path, checkpoint_id: str, files: Mapping[s
     paths = {path_inside(temporary, name): content for name, content in files.items()}
     for path, content in paths.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        if isinstance(content, bytes):
+            write_whole(path, content)
+        else:
+            _link_or_copy(content, path)
     folders = {parent for path in paths for parent in path.parents if parent.is_relative_to(temporary)} | {temporary}
     for inner in sorted(folders, key=lambda path: -len(path.parts)):
         fsync_folder(inner)
     rename_durably(temporary, folder)
     return folder
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        write_whole(target, source.read_bytes())
 
 
 def _manifest_bytes(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Both half-sets' references as one published checkpoint, and poses by them. No pickle anywhere.
+"""Both half-sets' references as one published checkpoint. No pickle anywhere.
 
 The folder is named by its content, as a checkpoint of networks is: `reference_0.json`, `.mrc` and `.members`, the same
 of half-set 1, and `manifest.json`, whose `kind` says what it holds.
@@ -6,46 +6,60 @@ of half-set 1, and `manifest.json`, whose `kind` says what it holds.
 
 import hashlib
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, TypeVar
 
 import numpy as np
+import torch
 from pydantic import Field
 
+from cesped_stream.calibration.calibrator import Calibrator
+from cesped_stream.calibration.store import Calibration, HalfCalibration
 from cesped_stream.conventions import HALVES
-from cesped_stream.errors import InvalidCheckpointError
-from cesped_stream.imaging.reference import Float32, Reference, load_reference, save_reference
-from cesped_stream.inference import PoseBatch
-from cesped_stream.matching import MatchedPoses, ReferenceMatcher
-from cesped_stream.model.checkpoint import HalfMode
+from cesped_stream.errors import InvalidCheckpointError, PermanentError
+from cesped_stream.held_out import TooFew, features_of, fit_confidence, held_out_rows, too_few
+from cesped_stream.imaging.reference import Float32, Reference, reference_id, save_reference
+from cesped_stream.matching import ReferenceMatcher
 from cesped_stream.model.device import pick_device
-from cesped_stream.particles.flags import Clipped, ImageFlag
+from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import StackReader
-from cesped_stream.particles.table import Int64, ParticleTable
+from cesped_stream.particles.table import ParticleTable
 from cesped_stream.published import (
     MANIFEST_NAME,
     FileRecord,
     PublishedManifest,
-    check_files,
     package_version,
     publish_files,
     read_listing,
     read_published,
 )
 from cesped_stream.reconstruction.reference import reference_from_map, reference_from_rows
-from cesped_stream.settings import Device, GallerySettings, ReferenceSettings, RefinementSettings, TrainingSettings
+from cesped_stream.settings import (
+    CalibrationSettings,
+    Device,
+    FusionSettings,
+    GallerySettings,
+    ReferenceSettings,
+    RefinementSettings,
+    TrainingSettings,
+)
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
+from cesped_stream.training.fit import intra_op_threads
 from cesped_stream.training.rows import rows_of_half, split_by_micrograph
 
-PROPOSER: Final = "gallery+refinement"
-ROWS_AT_ONCE: Final = 512
 MAX_VALIDATION_ROWS: Final = 200
+MOST_TIMES_LARGER: Final = 2.5
+"""A map beside the images that it is compared with, or they beside it."""
 _SUFFIXES: Final = (".json", ".mrc", ".members")
 
-CheckpointKind = Literal["network", "reference"]
+CheckpointKind = Literal["network", "reference", "fused"]
+KINDS: Final[tuple[CheckpointKind, ...]] = ("network", "reference", "fused")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,8 @@ class MatchingSettings:
     gallery: GallerySettings
     refinement: RefinementSettings
     device: Device = "cpu"
+    fusion: FusionSettings = field(default_factory=FusionSettings)
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
 
 class ReferenceRecord(FileRecord):
@@ -64,6 +80,8 @@ class ReferenceRecord(FileRecord):
     reference_id: str = ""
     num_training: int = Field(ge=0)
     """Particles in it."""
+    num_left_out: int = Field(0, ge=0)
+    """Aligned particles that are not in it since they agree with it no better than noise."""
     num_validation: int = Field(ge=0)
     """Aligned particles of other micrographs, which the errors are measured on."""
     resolution_angstrom: float = Field(gt=0)
@@ -86,6 +104,10 @@ class ReferenceManifest(PublishedManifest):
     origin: str
     independence: Literal["independent", "shared_reference", "unknown"]
     trained_on: str = ""
+    calibration: str = ""
+    """File of what turns its answers into a confidence; empty where there is none."""
+    uncalibrated: str = ""
+    """Why there is none."""
     package_version: str = Field(default_factory=package_version)
 
 
@@ -98,26 +120,49 @@ def publish_references(
     work_folder: Path,
     checkpoints_folder: Path,
     trained_on: str = "",
-    on_half: Callable[[int], None] = lambda half: None,
+    origin: str = "aligned rows",
+    labelled: ParticleTable | None = None,
+    calibrate: bool = True,
+    on_stage: Callable[[int, str], None] = lambda half, stage: None,
 ) -> tuple[Path, ReferenceManifest]:
     """Make each half-set's reference of its own aligned rows and publish both as one checkpoint.
 
     `training` says the symmetry, the independence of the halves and which micrographs are held out: those are in no
-    reference, and poses are measured on at most `MAX_VALIDATION_ROWS` of them. Started again with the same arguments it
-    gives the same bytes. `on_half` is called after each. Raises what `reference_from_rows` and reading raise.
+    reference, and poses are measured on at most `MAX_VALIDATION_ROWS` of them. Confidence is fitted for each half-set's
+    reference on the other one's rows (`held_out`), where they are enough; the manifest says why where they are not, or
+    where these are the ones to be scored (not `calibrate`).
+    `labelled` are the rows whose poses may tell confidence, by default all.
+    Halves are made side by side where there are threads for it, each with one intra-op thread. Started again with the
+    same arguments it gives the same bytes. `on_stage` is called as a half-set's next stage begins, from either thread.
+    Raises what `reference_from_rows` and reading raise.
     """
-    references, records = {}, {}
-    for half in HALVES:
-        references[half], records[half] = _half(table, half, reader, training, matching)
-        on_half(half)
+    device, labelled = pick_device(matching.device), table if labelled is None else labelled
+    made = of_both_halves(
+        lambda half: _half(table, labelled, half, reader, training, matching, on_stage, calibrate=calibrate), device
+    )
+    references = {half: part.reference for half, part in made.items()}
+    calibration, why = _calibration(made, training.symmetry)
     manifest = ReferenceManifest(
         symmetry=training.symmetry,
-        halves=records,
-        origin="aligned rows",
+        halves={half: part.record for half, part in made.items()},
+        origin=origin,
         independence=training.alignment,
         trained_on=trained_on,
+        uncalibrated=why,
     )
-    return _publish(references, manifest, work_folder, checkpoints_folder)
+    return _publish(references, manifest, work_folder, checkpoints_folder, calibration)
+
+
+def of_both_halves(make: Callable[[int], T], device: torch.device) -> dict[int, T]:
+    """Return what `make` makes of each half-set, in two threads where the caller has them, one intra-op thread each."""
+
+    def made(half: int) -> T:
+        with intra_op_threads(1):
+            return make(half)
+
+    parallel = device.type == "cpu" and torch.get_num_threads() > 1
+    with ThreadPoolExecutor(len(HALVES) if parallel else 1) as pool:
+        return dict(zip(HALVES, pool.map(made, HALVES), strict=True))
 
 
 def publish_map(
@@ -131,22 +176,28 @@ def publish_map(
     work_folder: Path,
     checkpoints_folder: Path,
     trained_on: str = "",
+    on_stage: Callable[[int, str], None] = lambda half, stage: None,
 ) -> tuple[Path, ReferenceManifest]:
     """Publish a given map, low-passed, as both half-sets' reference: `shared_reference`, so half maps are not
     independent.
 
     The noise is learned for each half-set from its own rows of `table`, which need no poses and are not in the
-    reference. PermanentError where a half-set has too few usable rows; else what reading raises.
+    reference. `on_stage` is called as each begins. PermanentError where a half-set has too few usable rows, or where
+    the map and the images differ so much in size that one of their pixel sizes is wrong; else what reading raises.
     """
+    _check_extents(volume.shape[0] * pixel_size_angstrom, table)
     references, records = {}, {}
     for half in HALVES:
         given = reference_from_map(volume, pixel_size_angstrom, training.symmetry, half, matching.referencing)
-        noise = _matcher(given, matching, half).learn_noise(rows_of_half(table, half), reader)
-        references[half] = replace(given, noise=noise)
+        on_stage(half, "noise")
+        matcher, rows = half_matcher(given, matching, half), rows_of_half(table, half)
+        noise = matcher.learn_noise(rows, reader)
+        references[half] = replace(given, noise=noise, of_noise=matcher.measure_noise(rows, reader))
         records[half] = ReferenceRecord(num_training=0, num_validation=0, resolution_angstrom=given.resolution_angstrom)
     manifest = ReferenceManifest(
         symmetry=training.symmetry,
         halves=records,
+        uncalibrated="a given map: no aligned rows to fit confidence on",
         origin="a given map",
         independence="shared_reference",
         trained_on=trained_on,
@@ -154,9 +205,36 @@ def publish_map(
     return _publish(references, manifest, work_folder, checkpoints_folder)
 
 
+def _check_extents(map_angstrom: float, table: ParticleTable) -> None:
+    """Raise PermanentError where a map is many times as large as the images, or they as it."""
+    for group in {table.optics[k] for k in table.optics_index.tolist()}:
+        images = group.number("rlnImageSize", 0.0) * group.number("rlnImagePixelSize", 0.0)
+        if images and not 1 / MOST_TIMES_LARGER <= map_angstrom / images <= MOST_TIMES_LARGER:
+            raise PermanentError(
+                f"the given map is {map_angstrom:.0f} A wide, the images of {table.source or 'the particles'} are "
+                f"{images:.0f} A: is the pixel size right in the map's header and in the star? Else crop or pad the map"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Half:
+    reference: Reference
+    record: ReferenceRecord
+    calibrator: Calibrator | TooFew
+
+
 def _half(
-    table: ParticleTable, half: int, reader: StackReader, training: TrainingSettings, matching: MatchingSettings
-) -> tuple[Reference, ReferenceRecord]:
+    table: ParticleTable,
+    labelled: ParticleTable,
+    half: int,
+    reader: StackReader,
+    training: TrainingSettings,
+    matching: MatchingSettings,
+    on_stage: Callable[[int, str], None],
+    *,
+    calibrate: bool,
+) -> _Half:
+    on_stage(half, "reference")
     rows = rows_of_half(table.select(np.flatnonzero(table.has_poses())), half)
     split = split_by_micrograph(rows.micrographs(), training.validation_fraction, training.seed)
     device = str(pick_device(matching.device))
@@ -164,15 +242,54 @@ def _half(
         rows.select(split.training), training.symmetry, matching.referencing, reader, device=device
     )
     held_out = rows.select(split.validation[:: -(-len(split.validation) // MAX_VALIDATION_ROWS) or 1])
-    errors = _errors_deg(_matcher(reference, matching, half), held_out, reader, training.symmetry)
+    matcher = half_matcher(reference, matching, half)
+    on_stage(half, "confidence")
+    reference = replace(reference, of_noise=matcher.measure_noise(rows, reader))
+    errors = _errors_deg(matcher, held_out, reader, training.symmetry)
     record = ReferenceRecord(
-        num_training=len(reference.members),
+        num_training=len(reference.members) - reference.num_left_out,
+        num_left_out=reference.num_left_out,
         num_validation=len(errors),
         resolution_angstrom=reference.resolution_angstrom,
         mean_error_deg=float(errors.mean()) if len(errors) else None,
         median_error_deg=float(np.median(errors)) if len(errors) else None,
     )
-    return reference, record
+    if not calibrate:
+        return _Half(reference, record, TooFew("no row is held out: each half-set is scored by the other's reference"))
+    others = held_out_rows(labelled, half, matching.calibration.max_particles)
+    of_others = matcher.scoring(1 - half)
+    calibrator = _calibrator(of_others, others, half, reader, training.symmetry, matching.calibration)
+    return _Half(reference, record, calibrator)
+
+
+def _calibrator(
+    matcher: ReferenceMatcher,
+    others: ParticleTable,
+    half: int,
+    reader: StackReader,
+    symmetry: str,
+    settings: CalibrationSettings,
+) -> Calibrator | TooFew:
+    few = too_few(others, half, settings)
+    if few is not None:
+        return few
+    found = matcher.match(others, reader)
+    seen = matcher.reference.members
+    return fit_confidence(others, found, features_of(found), half, symmetry, seen, settings)
+
+
+def _calibration(made: Mapping[int, _Half], symmetry: str) -> tuple[Calibration | None, str]:
+    """Return both halves' calibration, or why there is none: a session's confidence is of one kind."""
+    calibrators = {half: part.calibrator for half, part in made.items()}
+    few = next((found for found in calibrators.values() if isinstance(found, TooFew)), None)
+    if few is not None:
+        return None, few.why
+    return Calibration(
+        checkpoint_id="",
+        reference_ids={half: reference_id(part.reference) for half, part in made.items()},
+        symmetry=symmetry,
+        halves={half: HalfCalibration(calibrator=found) for half, found in calibrators.items()},
+    ), ""
 
 
 def _errors_deg(
@@ -185,7 +302,8 @@ def _errors_deg(
     return angular_error_deg(table.rotations()[posed], poses.rotation[posed], group_rotations(symmetry))
 
 
-def _matcher(reference: Reference, matching: MatchingSettings, half: int) -> ReferenceMatcher:
+def half_matcher(reference: Reference, matching: MatchingSettings, half: int) -> ReferenceMatcher:
+    """Return what gives particles of half-set `half` poses by a reference."""
     return ReferenceMatcher(
         reference,
         matching.gallery,
@@ -197,13 +315,21 @@ def _matcher(reference: Reference, matching: MatchingSettings, half: int) -> Ref
 
 
 def _publish(
-    references: dict[int, Reference], manifest: ReferenceManifest, work_folder: Path, checkpoints_folder: Path
+    references: dict[int, Reference],
+    manifest: ReferenceManifest,
+    work_folder: Path,
+    checkpoints_folder: Path,
+    calibration: Calibration | None = None,
 ) -> tuple[Path, ReferenceManifest]:
     work_folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work_folder, prefix="references.") as scratch:
         ids = {half: save_reference(Path(scratch), reference) for half, reference in references.items()}
         names = [f"reference_{half}{suffix}" for half in HALVES for suffix in _SUFFIXES]
         contents = {name: (Path(scratch) / name).read_bytes() for name in names}
+    calibration_file = ""
+    if calibration is not None:
+        named = calibration.with_id()
+        calibration_file, contents[named.file_name] = named.file_name, named.file_bytes()
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     halves = {
         half: record.model_copy(
@@ -215,85 +341,22 @@ def _publish(
         )
         for half, record in manifest.halves.items()
     }
-    manifest = manifest.model_copy(update={"halves": halves, "files": hashes}).with_id()
+    manifest = manifest.model_copy(
+        update={"halves": halves, "files": hashes, "calibration": calibration_file}
+    ).with_id()
     contents[MANIFEST_NAME] = manifest.file_bytes()
     return publish_files(checkpoints_folder, manifest.checkpoint_id, contents), manifest
 
 
 def checkpoint_kind(folder: Path) -> CheckpointKind:
-    """Return what a checkpoint folder holds: networks or references. UnreachableFileError, InvalidCheckpointError."""
-    kind = read_listing(folder).kind
-    if kind not in ("network", "reference"):
-        raise InvalidCheckpointError(f"{folder / MANIFEST_NAME}: kind {kind!r}; it takes network and reference")
-    return "reference" if kind == "reference" else "network"
+    """Return what a checkpoint folder holds. UnreachableFileError, InvalidCheckpointError."""
+    found = read_listing(folder).kind
+    for kind in KINDS:
+        if found == kind:
+            return kind
+    raise InvalidCheckpointError(f"{folder / MANIFEST_NAME}: kind {found!r}; it takes {', '.join(KINDS)}")
 
 
 def read_reference_manifest(folder: Path) -> ReferenceManifest:
     """Return the manifest of a checkpoint of references; raises as `read_published` does."""
     return read_published(folder, ReferenceManifest)
-
-
-class ReferenceProposer:
-    """Both references of a checkpoint, ready to give poses with shifts: gallery, then refinement of its modes.
-
-    A particle's bits depend on no other particle; they do depend on the device and the version of torch.
-    """
-
-    proposer: Final = PROPOSER
-    rows_at_once: Final = ROWS_AT_ONCE
-
-    def __init__(self, folder: Path, matching: MatchingSettings, half_mode: HalfMode = "gold_standard") -> None:
-        self.manifest = read_reference_manifest(folder)
-        self.checkpoint_id = self.manifest.checkpoint_id
-        check_files(folder, self.manifest.files.items())
-        self._references = {half: load_reference(folder, half) for half in HALVES}
-        self._matching = matching
-        self._half_mode = half_mode
-        self._matchers: dict[int, ReferenceMatcher] = {}
-
-    def poses(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
-        """Return the poses of a table's rows, in their order, each by the reference that its half-set may see.
-
-        Rows whose image is unusable (`ImageFlag`) get that flag, their digest and no pose. PermanentError where a row
-        is in the reference that would score it; else what reading raises.
-        """
-        return self._by_halves(table, self._matching.gallery.num_modes, lambda own, rows: own.match(rows, reader))
-
-    def refined(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
-        """Return the poses that refinement alone makes of the rows' own poses: of true ones, the limit of the noise."""
-        return self._by_halves(table, 1, lambda own, rows: own.refine(rows, reader))
-
-    def _by_halves(
-        self, table: ParticleTable, candidates: int, find: Callable[[ReferenceMatcher, ParticleTable], MatchedPoses]
-    ) -> PoseBatch:
-        poses = PoseBatch.empty(len(table), candidates)
-        half_sets = table.half_sets()
-        for half in HALVES:
-            index = np.flatnonzero(half_sets == half)
-            if len(index):
-                poses.put(index, _pose_batch(find(self._of_half(half), table.select(index))))
-        return poses
-
-    def _of_half(self, half: int) -> ReferenceMatcher:
-        if half not in self._matchers:
-            source = half if self._half_mode == "gold_standard" else 1 - half
-            self._matchers[half] = _matcher(self._references[source], self._matching, half)
-        return self._matchers[half]
-
-
-def _pose_batch(found: MatchedPoses) -> PoseBatch:
-    chosen: Int64 = found.proposal.clip(0)
-    weight = found.gallery_weight.clip(0, 1)  # a float32 sum may be a few 1e-6 above 1
-    return replace(
-        PoseBatch.empty(len(found), weight.shape[1]),
-        rotation=found.rotation,
-        confidence=weight[np.arange(len(found)), chosen],
-        top_rotation=found.gallery_rotation,
-        top_probability=weight,
-        flag=found.flag,
-        digest=found.digest,
-        shift_angstrom=found.shift_angstrom,
-        above_noise=found.above_noise,
-        gallery_rotation=found.gallery_rotation[:, 0],
-        clipped=found.angle_clipped * np.uint8(Clipped.ANGLE) | found.shift_clipped * np.uint8(Clipped.SHIFT),
-    )

@@ -307,13 +307,22 @@ class FusionSettings(Settings):
         "quicker, and enough where poses are refined afterwards.",
     )
     keep: int = Field(512, ge=16, description="Grid rotations kept of each fused distribution, the likeliest.")
+    network_keep: int = Field(
+        1024,
+        ge=16,
+        description="Grid rotations of the network's distribution that are pooled, the likeliest; all others share "
+        "evenly what these lack to 1.",
+    )
     neighbourhood_steps: float = Field(
         1.0,
         gt=0,
         le=4,
         description="The weights make grid rotations within this many grid steps of the true pose likely.",
     )
-    min_particles: int = Field(100, ge=20, description="Held-out particles below which no weights are fitted.")
+    min_particles: int = Field(
+        100, ge=20, description="Held-out particles below which no weights are fitted: the gallery's answer stands."
+    )
+    max_particles: int = Field(500, ge=20, description="Held-out particles of a half that the weights are fitted on.")
 
 
 class CalibrationSettings(Settings):
@@ -322,6 +331,15 @@ class CalibrationSettings(Settings):
     within_deg: float = Field(5.0, gt=0, le=180, description="How near the consensus a pose must be to be right.")
     min_particles: int = Field(
         500, ge=100, description="Held-out particles of a half below which nothing is fitted; 2,000 are advised."
+    )
+    max_particles: int = Field(
+        600,
+        ge=100,
+        description="Held-out particles of a half that references' confidence is fitted on at most: the first pose "
+        "waits for it.",
+    )
+    max_fused_particles: int = Field(
+        2000, ge=100, description="The same of network and references together, fitted once the network is trained."
     )
     min_group_particles: int = Field(
         300, ge=100, description="Held-out particles from which an optics group has scores of its own."
@@ -542,6 +560,26 @@ class ReferenceSettings(Settings):
         0.0, ge=0, description="Pixels farther than this from the centre are background; 0: the inscribed circle."
     )
     noise_rows: int = Field(1000, ge=20, description="Aligned rows, at most, on whose residuals the noise is fitted.")
+    rebuild_rows: int = Field(
+        0,
+        ge=0,
+        description="A session makes its references anew, of aligned and of confidently posed rows, whenever so many "
+        "more of the latter have accumulated in each half-set; 0: never.",
+    )
+    rebuild_least_confidence: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Confidence, calibrated or not, that a posed row in a rebuilt reference needs.",
+    )
+    rebuild_max_rows: int = Field(
+        10_000, ge=20, description="Posed rows of a half-set, at most, in a rebuilt reference: the newest ones."
+    )
+    leave_out: bool = Field(
+        True,
+        description="Leave out aligned rows that the map of other rows explains, at their poses, no better than noise: "
+        "junk and wrong poses.",
+    )
 
 
 class GallerySettings(Settings):
@@ -564,7 +602,17 @@ class GallerySettings(Settings):
         ge=0,
         description="Finest resolution compared; 0: what each grid's step supports, or the reference's.",
     )
-    shift_range_angstrom: float = Field(15.0, ge=0, description="Shifts within this distance are searched.")
+    shift_range_angstrom: float = Field(
+        0.0,
+        ge=0,
+        description="Shifts within this distance are searched; 0: as far as 99 % of the aligned rows' origins reach, "
+        "at least 15 (a given map: 15).",
+    )
+    shift_prior: bool = Field(
+        True,
+        description="Weigh shifts by how often the aligned rows have them; false: where those were re-extracted, "
+        "centred, and what streams was not.",
+    )
     shift_step_angstrom: float = Field(
         0.0, ge=0, description="Distance of the coarse search's shifts; 0: a quarter of its limit."
     )

@@ -201,11 +201,13 @@ def _request(action: ControlAction, arguments: argparse.Namespace) -> int:
 
 def _check_can_start(settings: SessionSettings) -> None:
     """Make what a session needs and refuse early what can be seen to be wrong, before any process is started."""
+    from .given_map import check_before_start
     from .sockets import link_of
 
     if not settings.landing.folder.is_dir():
         raise CespedStreamError(f"landing.folder: {settings.landing.folder} is no folder; make it, or mount it")
     link_of(settings, coordinator=True)
+    check_before_start(settings)
     settings.session.mkdir(parents=True, exist_ok=True)
 
 

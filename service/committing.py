@@ -12,8 +12,9 @@ from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name
 from cesped_stream.particles.table import ParticleTable
 
-from .finished import BatchTables, Finished, output_tables
+from .finished import BatchTables, Finished, Poses, output_tables
 from .ledger import UNPOSED_PLACE, Ledger, Run
+from .reference_orders import CONFIDENT
 from .rolling import Commit, PoseFiles
 from .session import boot_id
 
@@ -26,10 +27,11 @@ COMMITTED_EVENT = "poses committed"
 class Committer:
     """Writes groups of finished rows through `PoseFiles` and remembers their latencies."""
 
-    def __init__(self, ledger: Ledger, tables: BatchTables, poses: PoseFiles) -> None:
+    def __init__(self, ledger: Ledger, tables: BatchTables, poses: PoseFiles, *, least_confidence: float = 1.0) -> None:
         self._ledger = ledger
         self._tables = tables
         self._poses = poses
+        self._least_confidence = least_confidence
         self._boot = boot_id()
         rows = ledger.execute("SELECT latency, num_rows, had_model FROM leases WHERE latency IS NOT NULL").fetchall()
         self.latencies: list[tuple[float, int, bool]] = [(float(a), int(b), bool(c)) for a, b, c in rows]
@@ -49,6 +51,7 @@ class Committer:
                 continue
             commit.digests.append((finished.batch_id, finished.first_row, finished.poses.digest.tobytes().hex()))
             commit.conflicts.extend((finished.batch_id, row, "pixels", "stack") for row in self.conflicting(finished))
+            commit.counts.extend(confident_counts(table, finished.poses, self._least_confidence))
             lease = self.lease_record(finished, now)
             commit.leases.append(lease)
             if lease[2] is not None:
@@ -79,7 +82,7 @@ class Committer:
             row
             for k, row in enumerate(rows)
             if row in known
-            and finished.poses.flag[k] != ImageFlag.UNREADABLE
+            and finished.poses.flag[k] not in (ImageFlag.UNREADABLE, ImageFlag.IN_REFERENCE)
             and finished.poses.digest[k].tobytes() != known[row]
         ]
 
@@ -97,6 +100,15 @@ class Committer:
                 index = parse_image_name(table.column("rlnImageName")[k])[0]
                 if known is not None:
                     commit.marks.append((known[0], index, finished.poses.digest[k].tobytes().hex()))
+
+
+def confident_counts(table: ParticleTable, poses: Poses, least_confidence: float) -> list[tuple[str, int]]:
+    """Return how many rows of each half-set references posed with at least that confidence, by their counters."""
+    if not poses.has_shifts:
+        return []
+    confident = (poses.flag == 0) & (poses.confidence >= least_confidence)
+    many = np.bincount(table.half_sets()[confident], minlength=2)
+    return [(name, int(count)) for name, count in zip(CONFIDENT, many, strict=True) if count]
 
 
 def _log_committed(group: Sequence[Finished]) -> None:

@@ -11,6 +11,7 @@ from cesped_stream.durable import Step
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 
 from .exchange import Exchange, Frames, Outgoing
+from .given_map import adopt, check_sources
 from .leasing import Member, Members
 from .messages import (
     AnyMessage,
@@ -88,6 +89,7 @@ class Coordinator:
         try:
             self._work: Work | None = Work(settings, self.folder, self._watcher, step=step)
             self._first_status()
+            self._adopt_map(self._work)
         except BaseException:
             self._lock.release()
             raise
@@ -99,6 +101,14 @@ class Coordinator:
             self._status_of(self._work)
         except BaseException:
             self._work.close()
+            raise
+
+    def _adopt_map(self, work: Work) -> None:
+        try:
+            check_sources(self._settings)
+            adopt(self._settings, self.folder, work.ledger, step=self._step)
+        except BaseException:
+            work.close()
             raise
 
     # The shell's interface

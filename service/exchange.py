@@ -109,12 +109,10 @@ class Exchange:
             # It asks again: the answer to its last question was late or lost.
             return member.lease
         rows = lease_rows(settings.service, settings.inference.batch_size, member.particles_per_second)
-        checkpoint = work.checkpoint
-        if checkpoint is None:
+        granted = work.lease_next(member, rows, now)
+        if granted is None:
             return idle
-        lease = work.leases.grant(work.pending, checkpoint.checkpoint_id, member, rows, now)
-        if lease is None:
-            return idle
+        lease, checkpoint = granted
         member.lease = Lease(
             lease_id=lease.lease_id,
             batch_id=lease.span.batch_id,
@@ -203,7 +201,7 @@ class Exchange:
         if member.role != "trainer" or (open_order and not self._owns_training(work, member, message.training_id)):
             return Ack(lease_id=message.training_id, accepted=False, reason=NOT_ITS)
         problem = work.training_done(message)
-        if not problem:
+        if not problem and message.complete:
             self.training_owner = ""
         return Ack(lease_id=message.training_id, accepted=not problem, reason=problem)
 

@@ -94,6 +94,10 @@ class Finished:
             return np.ones(self.num_rows, np.bool_)
         return np.asarray(self.poses.flag == 0, np.bool_)
 
+    def in_reference(self) -> int:
+        """Return how many rows were left out because they are in the reference that would score them."""
+        return 0 if self.poses is None else int((self.poses.flag == ImageFlag.IN_REFERENCE).sum())
+
 
 def pose_cells(finished: Finished, row: int, revision: int) -> dict[str, str]:
     """Return the predicted columns of one row of a result, formatted so that equal poses give equal bytes."""

@@ -175,13 +175,8 @@ class Leases:
         """Rows that are out for a first pose."""
         return sum(lease.span.num_rows for lease in self if lease.span.shard_id == 0)
 
-    def grant(
-        self, pending: PendingRows, checkpoint_id: str, member: Member, max_rows: int, now: float
-    ) -> LeaseInHand | None:
-        """Lease the next rows to a worker, or return None where there are none."""
-        span = pending.take(max_rows, now)
-        if span is None:
-            return None
+    def grant(self, span: Span, checkpoint_id: str, member: Member, now: float) -> LeaseInHand:
+        """Lease rows to a worker."""
         if self._next_id == self._end_id:
             self._next_id = self._ledger.reserve_lease_ids(LEASE_ID_BLOCK)
             self._end_id = self._next_id + LEASE_ID_BLOCK

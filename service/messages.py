@@ -4,7 +4,7 @@ A multipart message is [header JSON, frame, frame, ...]. The header states each 
 reader checks them. Pixels never travel: messages name files and rows.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -136,14 +136,26 @@ class Ack(Message):
     reason: str = ""
 
 
+TrainingSource = Literal["aligned", "map", "poses"]
+ALIGNED: Final = "aligned"
+MAP: Final = "map"
+POSES: Final = "poses"
+
+
 class TrainingOrder(Message):
-    """Fine-tune on these rows: an immutable RELION 3.1 star in the session folder, both halves together."""
+    """Train, or make references, on these rows: an immutable RELION 3.1 star in the session folder, both halves
+    together."""
 
     kind: Literal["training_order"] = "training_order"
     training_id: Int64
     aligned_star: str
     work_folder: str
     """Where resume points and the finished checkpoint are written, inside the session's checkpoints folder."""
+    source: TrainingSource = "aligned"
+    """What the rows are: aligned ones; particles that only tell the noise beside the map `reference`; aligned and
+    predicted ones, of which references are made anew."""
+    reference: str = ""
+    """The session's copy of a given map."""
 
 
 class TrainingProgress(Message):
@@ -155,6 +167,8 @@ class TrainingProgress(Message):
     half_steps: tuple[Int64, ...] = Field((), max_length=2)
     """Of half-sets 0 and 1; `step` is their sum, `max_steps` what both have to do."""
     validation_error_deg: tuple[float, ...] = Field((), max_length=2)
+    stage: State = ""
+    """What is being made that is not counted in steps: "reference of half 0, confidence of half 1"."""
 
 
 class TrainingDone(Message):

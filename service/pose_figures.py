@@ -10,7 +10,7 @@ from cesped_stream.benchmark.stream_report import streamed, with_landed_stacks
 from cesped_stream.benchmark.sureness import how_sure
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
-from cesped_stream.reference_pair import ReferenceProposer
+from cesped_stream.reference_proposer import ReferenceProposer
 
 from .settings import SessionSettings
 from .status import CheckpointStatus

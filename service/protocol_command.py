@@ -134,15 +134,14 @@ class _Run:
         return published
 
     def _referenced(self, training: TrainingSettings, folder: Path, work: Path, stop: StopRequest) -> Path:
-        task = self.bars.add_task("references", total=len(HALVES))
+        tasks = [self.bars.add_task(f"half {half}", total=None) for half in HALVES]
 
-        def after_half(half: int) -> None:
-            del half
-            self.bars.advance(task)
+        def on_stage(half: int, stage: str) -> None:
+            self.bars.update(tasks[half], description=f"half {half}, {stage}")
             if stop.asked():
                 raise fit.TrainingStopped("stopped between two references; the next start makes them anew, in seconds")
 
-        with fit.sole_trainer(work), fit.intra_op_threads(1):
+        with fit.sole_trainer(work):
             published, _ = publish_references(
                 self.table,
                 StackReader(),
@@ -151,7 +150,8 @@ class _Run:
                 work_folder=work,
                 checkpoints_folder=folder,
                 trained_on=self.entry.name,
-                on_half=after_half,
+                calibrate=False,
+                on_stage=on_stage,
             )
         return published
 

@@ -9,6 +9,9 @@ from .leasing import Span
 from .ledger import Ledger, Run
 from .rolling import PoseFiles
 
+KEPT_MEMBERS = "rows kept in a redo: in the reference"
+"""Counter of the ledger."""
+
 
 class Reinference:
     """Redone rows are staged in the ledger; a shard whose last one is staged gets its next generation."""
@@ -32,6 +35,7 @@ class Reinference:
             and self._stale(shard.shard_id, checkpoint_id)
         ]
         with self._ledger.transaction("reinfer ordered"):
+            self._ledger.count(KEPT_MEMBERS, -self.kept_members())
             self._ledger.execute(
                 "DELETE FROM staged WHERE shard_id IN (SELECT shard_id FROM reinfers WHERE checkpoint_id != ?)",
                 (checkpoint_id,),
@@ -56,8 +60,13 @@ class Reinference:
                 spans.extend(_not_staged(run, staged))
         return spans
 
+    def kept_members(self) -> int:
+        """Return how many rows kept their pose since the last request because the checkpoint is made of them."""
+        return self._ledger.counter(KEPT_MEMBERS)
+
     def stage(self, group: Sequence[Finished], now: float) -> None:
-        """Make redone rows durable; a row whose image is flagged or whose pixels changed keeps its pose."""
+        """Make redone rows durable; a row that is flagged (its image is unusable, or in the reference that
+        would score it) or whose pixels changed keeps its pose."""
         wanted = dict(self.shards_left())
         with self._ledger.transaction("redone rows staged"):
             for finished in group:
@@ -71,6 +80,7 @@ class Reinference:
                     cells = "" if keep else json.dumps(cells_of(k))
                     rows.append((finished.shard_id, finished.position + k, cells))
                 self._ledger.executemany("INSERT INTO staged VALUES(?, ?, ?)", rows)
+                self._ledger.count(KEPT_MEMBERS, finished.in_reference())
                 lease = self._committer.lease_record(finished, now)
                 self._ledger.execute("INSERT INTO leases VALUES(?, ?, ?, ?, ?, ?)", lease)
                 self._ledger.executemany(

@@ -38,6 +38,7 @@ from cesped_stream.benchmark.stream_report import (
 from cesped_stream.benchmark.stream_times import Latency, StreamTimes, first_pose_seconds, stream_times
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.export.star import export_star
+from cesped_stream.fused_pair import FusedManifest, read_fused_manifest
 from cesped_stream.imaging.entry import TRUTH_MAP
 from cesped_stream.imaging.maps import read_map
 from cesped_stream.imaging.preprocess import Preprocessor
@@ -54,6 +55,8 @@ from cesped_stream.reference_pair import (
 from cesped_stream.settings import RealismSettings
 
 from .commit_times import committed_at
+from .given_map import check_before_start
+from .independence import independence_of_rows
 from .pose_figures import pose_errors, sureness_of
 from .resolve import with_absolute_paths
 from .session import SessionFolder
@@ -95,6 +98,7 @@ def stream_and_report(
     output_folder(report_file(settings).parent)
     beside = tuple(read_run(folder) for folder in settings.reporting.beside)  # what is wrong there is said first
     session = session_settings(settings, symmetry_of(entry, settings))
+    check_before_start(session)
     plan = plan_replay(entry, settings.replay, realism, symmetry=session.training.symmetry)
     truth = settings.output / "truth"
     statement = _statement(entry, plan, settings, realism, session.training.symmetry)
@@ -163,6 +167,8 @@ def session_settings(settings: StreamCommand, symmetry: str) -> SessionSettings:
         "half_mode": settings.half_mode,
         "min_aligned_per_half": settings.min_aligned_per_half,
         "checkpoint": settings.checkpoint,
+        "reference": settings.reference,
+        "noise_rows_per_half": settings.noise_rows_per_half,
         "landing": LandingSettings(
             folder=settings.output / "landing",
             aligned="aligned_*.star",
@@ -176,7 +182,7 @@ def session_settings(settings: StreamCommand, symmetry: str) -> SessionSettings:
     return with_absolute_paths(SessionSettings(**values))
 
 
-Manifest = CheckpointManifest | ReferenceManifest
+Manifest = CheckpointManifest | ReferenceManifest | FusedManifest
 
 
 @dataclass(frozen=True)
@@ -205,6 +211,7 @@ class _Outcome:
             _facts(self.settings, self.record, manifest, stages, start, stated, self._latencies(times, truth)),
             proposer=proposers_of(rows),
             first_pose_seconds=first_pose_seconds(times, truth),
+            independence=independence_of_rows(exported, self.session),
             pose_errors=pose_errors(comparison, rows, self.session, self.record.status.checkpoint),
             sureness=sureness_of(output / "poses.star", truth, self.session),
         )
@@ -253,7 +260,7 @@ class _Outcome:
                 model_seconds=_model_seconds(self.record),
                 points=self.settings.reporting.points,
                 prediction_type=PredictionType.SO3xR2
-                if isinstance(manifest, ReferenceManifest)
+                if isinstance(manifest, ReferenceManifest | FusedManifest)
                 else PredictionType.SO3,
                 facts=self._stream_facts(comparison, manifest, facts),
                 within_deg=self.session.calibration.within_deg,
@@ -347,8 +354,10 @@ def _manifest(record: StreamRecord, session: SessionSettings) -> Manifest | None
     folder = in_use.folder if in_use else session.checkpoint
     if not folder:
         return None
-    is_reference = checkpoint_kind(Path(folder)) == "reference"
-    return read_reference_manifest(Path(folder)) if is_reference else read_manifest(Path(folder))
+    kind = checkpoint_kind(Path(folder))
+    if kind == "fused":
+        return read_fused_manifest(Path(folder))
+    return read_reference_manifest(Path(folder)) if kind == "reference" else read_manifest(Path(folder))
 
 
 def _preprocessor(manifest: Manifest | None) -> Preprocessor | None:

@@ -49,6 +49,7 @@ def with_absolute_paths(settings: SessionSettings) -> SessionSettings:
             "session": _absolute(settings.session),
             "ledger_folder": _absolute(settings.ledger_folder),
             "checkpoint": str(_absolute(Path(settings.checkpoint))) if settings.checkpoint else "",
+            "reference": _absolute(settings.reference),
             "landing": landing.model_copy(
                 update={
                     "folder": _absolute(landing.folder),

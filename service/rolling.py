@@ -83,6 +83,8 @@ class Commit:
     marks: list[tuple[int, int, str]] = field(default_factory=list)
     """(stack, image index, hex digest): the first known image of a stack."""
     conflicts: list[tuple[int, int, str, str]] = field(default_factory=list)
+    counts: list[tuple[str, int]] = field(default_factory=list)
+    """(counter of the ledger, how many more)."""
 
 
 class PoseFiles:
@@ -136,6 +138,7 @@ class PoseFiles:
             "digests": commit.digests,
             "marks": commit.marks,
             "conflicts": commit.conflicts,
+            "counts": commit.counts,
         }
         self._carry_out(payload, "commit")
         self._posed, self._unposed = files
@@ -220,6 +223,8 @@ class PoseFiles:
             for stack_id, index, text in payload.get("marks", []):
                 ledger.put_mark(stack_id, index, bytes.fromhex(text))
             ledger.executemany("INSERT OR IGNORE INTO conflicts VALUES(?, ?, ?, ?)", payload.get("conflicts", []))
+            for name_of_counter, more in payload.get("counts", []):
+                ledger.count(name_of_counter, more)
             for shard_id, checkpoint_id in payload.get("switched", []):
                 ledger.finish_reinfer(shard_id, checkpoint_id)
             ledger.mark_complete([run.batch_id for run in runs])

@@ -85,6 +85,10 @@ class SessionFolder:
     def training_star(self, training_id: int) -> Path:
         return self.batches / f"training_{training_id:06d}.star"
 
+    def given_map(self, sha256: str) -> Path:
+        """Return where the session keeps the map that it was given, named by its content."""
+        return self.state / f"given_map_{sha256[:16]}.mrc"
+
     def training_work(self, training_id: int) -> Path:
         return self.checkpoints / f"training_{training_id:06d}.work"
 

@@ -25,6 +25,12 @@ PROPOSER_TEXT = (
     "seconds, whose projections are compared with each particle and refined, rotations and shifts. both: references "
     "first, a network too; once it is trained, what the two say of a particle is pooled, then refined."
 )
+REFERENCE_TEXT = (
+    "Map (.mrc) of an earlier session: with proposer gallery or both it is both half-sets' reference, low-passed, and "
+    "gives poses before any aligned row has landed. Half maps are then not independent (shared_reference), until "
+    "aligned rows are complete and their references take its place."
+)
+NOISE_ROWS_TEXT = "Particles per half-set, the first ones to land, that the noise beside a given map is learned from."
 
 
 class LandingSettings(Settings):
@@ -137,9 +143,15 @@ class SessionSettings(PosingSettings):
         "",
         description="Published checkpoint folder to infer with from the start; no training then unless asked for.",
     )
+    reference: Path | None = Field(None, description=REFERENCE_TEXT)
+    noise_rows_per_half: int = Field(200, ge=20, le=1000, description=NOISE_ROWS_TEXT)
     landing: LandingSettings
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     service: ServiceSettings = Field(default_factory=ServiceSettings)
+
+
+NOT_OF_POSES = {"rebuild_rows", "rebuild_least_confidence", "rebuild_max_rows"}
+"""Settings of references that the coordinator alone acts on."""
 
 
 def inference_sha256(settings: SessionSettings) -> str:
@@ -147,7 +159,7 @@ def inference_sha256(settings: SessionSettings) -> str:
     many threads."""
     parts = [settings.inference.model_dump_json(exclude={"device", "threads"})]
     groups = (settings.referencing, settings.gallery, settings.refinement, settings.fusion, settings.calibration)
-    parts += [part.model_dump_json() for part in groups]
+    parts += [part.model_dump_json(exclude=NOT_OF_POSES) for part in groups]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -4,9 +4,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cesped_stream.calibration.drift import DriftState
+
+from .independence import SHARED
 from .pose_status import pose_words
 from .status import LatencyStatus, RoleStatus, SessionState, SessionStatus, TrainingStatus
 
+SOURCE_WORDS = {"aligned": "rows", "map": "rows beside a given map", "poses": "aligned and predicted rows"}
 STATE_STYLE = {
     SessionState.INFERRING: "green",
     SessionState.UP_TO_DATE: "green",
@@ -87,6 +91,11 @@ def _work(status: SessionStatus) -> Table:
         table.add_row("training", _training_words(status.training))
     checkpoint = status.checkpoint
     used = "none yet" if checkpoint is None else f"{checkpoint.checkpoint_id}, {checkpoint.rows:,} rows"
+    if checkpoint is not None and checkpoint.independence == SHARED:
+        used += f", {SHARED}"
+    if checkpoint is not None and checkpoint.calibration != "none":
+        stale = checkpoint.calibration == DriftState.STALE
+        used += ", calibration stale" if stale else ", confidence calibrated"
     table.add_row("checkpoint", used)
     for name, words in pose_words(status.poses).items():
         table.add_row(name, words)
@@ -98,7 +107,8 @@ def _work(status: SessionStatus) -> Table:
 
 def _training_words(training: TrainingStatus) -> str:
     steps = f", step {training.step} of {training.max_steps}" if training.max_steps else ""
-    words = f"{training.state}{steps}, {training.num_rows:,} rows"
+    steps = f", {training.stage}" if training.stage else steps
+    words = f"{training.state}{steps}, {training.num_rows:,} {SOURCE_WORDS[training.source]}"
     if training.validation_error_deg:
         words += ", validation " + " / ".join(f"{error:.1f}" for error in training.validation_error_deg) + " deg"
     return words if training.seconds is None else f"{words}, {training.seconds:.0f} s"

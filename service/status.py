@@ -10,6 +10,7 @@ class SessionState(StrEnum):
 
     WAITING_FOR_ROWS = "waiting for rows"
     COLLECTING_ALIGNED = "collecting aligned rows"
+    COLLECTING_ROWS = "collecting rows to learn the noise from"
     TRAINING = "training"
     INFERRING = "inferring"
     UP_TO_DATE = "up to date"
@@ -58,6 +59,10 @@ class CheckpointStatus(_Part):
     folder: str
     rows: int
     """Rows whose committed pose came from it."""
+    calibration: str = "none"
+    """Of its confidence: "none", or "too_few", "steady", "stale": how the latest ones compare with those of the fit."""
+    independence: str = "unknown"
+    """Of its half-sets: independent, shared_reference or unknown."""
 
 
 class ConfidenceStatus(_Part):
@@ -96,9 +101,13 @@ class TrainingStatus(_Part):
     max_steps: int
     half_steps: tuple[int, ...]
     """Of half-sets 0 and 1; `step` is their sum, `max_steps` what both have to do."""
+    stage: str = ""
+    """What is being made that is not counted in steps; empty where nothing is."""
     validation_error_deg: tuple[float, ...]
     seconds: float | None
     checkpoint_id: str
+    source: str = "aligned"
+    """What it is of: aligned rows, a given map, or poses that were predicted."""
 
 
 class SessionStatus(_Part):
@@ -141,7 +150,7 @@ class SessionStatus(_Part):
     min_aligned_per_half: int
     half_mode: str
     proposer: str
-    """What the session's aligned rows become: network or gallery."""
+    """What the session's aligned rows become: network, gallery or both."""
     training: TrainingStatus | None
     checkpoint: CheckpointStatus | None
     poses: PosesStatus

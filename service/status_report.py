@@ -6,6 +6,8 @@ from collections import deque
 
 import numpy as np
 
+from cesped_stream.calibration.drift import DriftState
+
 from .accepting import OTHER_CTF, OTHER_HALF
 from .finished import NO_CHECKPOINT
 from .leasing import Member, Members
@@ -13,6 +15,7 @@ from .ledger import REFERENCE, UNPOSED_PLACE, Ledger
 from .pose_status import pose_problems, poses_status
 from .session import SessionFolder
 from .settings import SessionSettings
+from .source_notes import source_notes
 from .status import (
     CheckpointStatus,
     LatencyStatus,
@@ -134,12 +137,18 @@ class StatusReport:
         return [problem for problem in problems if problem]
 
     def _notes(self, work: Work) -> list[str]:
-        notes = []
+        notes = source_notes(work, self._settings)
         late = sum(work.gate.references_per_half())
-        if late and self._settings.proposer == "gallery":
+        if late and not work.gate.takes_references:
             notes.append(
                 f"{late} aligned rows are in no reference: their particles landed before without poses, and get "
                 "them by it; land aligned stars first, or take proposer network"
+            )
+        drift = work.calibration.drift()
+        if drift is not None and drift.state is DriftState.STALE:
+            notes.append(
+                f"calibration stale: confidences of the last {drift.num_particles} particles are unlike those that it "
+                f"was fitted on (stability index {drift.stability_index:.2f}); `train` on aligned rows of now"
             )
         many = self._watcher.stars_passed_over
         if not many:
@@ -165,7 +174,8 @@ class StatusReport:
         if landed == 0:
             return SessionState.WAITING_FOR_ROWS
         if work.checkpoint is None:
-            return SessionState.COLLECTING_ALIGNED
+            waits = work.gate.map_orders.waits()
+            return SessionState.COLLECTING_ROWS if waits else SessionState.COLLECTING_ALIGNED
         return SessionState.INFERRING if backlog or work.reinference.shards_left() else SessionState.UP_TO_DATE
 
     def _role(self, member: Member, work: Work | None, now: float) -> RoleStatus:
@@ -199,7 +209,8 @@ class StatusReport:
 
     def _training(self, work: Work) -> TrainingStatus | None:
         row = work.ledger.execute(
-            "SELECT training_id, state, num_rows, checkpoint_id, seconds FROM trainings ORDER BY training_id DESC"
+            "SELECT training_id, state, num_rows, checkpoint_id, seconds, source FROM trainings"
+            " ORDER BY training_id DESC"
         ).fetchone()
         if row is None:
             return None
@@ -210,9 +221,11 @@ class StatusReport:
             num_rows=row[2],
             checkpoint_id=row[3],
             seconds=row[4],
+            source=row[5],
             step=progress.step if progress else 0,
             max_steps=progress.max_steps if progress else 0,
             half_steps=progress.half_steps if progress else (),
+            stage=progress.stage if progress else "",
             validation_error_deg=progress.validation_error_deg if progress else (),
         )
 
@@ -221,7 +234,14 @@ def _checkpoint(work: Work) -> CheckpointStatus | None:
     if work.checkpoint is None:
         return None
     rows = _rows_of(work.ledger, work.checkpoint.checkpoint_id)
-    return CheckpointStatus(checkpoint_id=work.checkpoint.checkpoint_id, folder=str(work.checkpoint.folder), rows=rows)
+    drift = work.calibration.drift()
+    return CheckpointStatus(
+        checkpoint_id=work.checkpoint.checkpoint_id,
+        folder=str(work.checkpoint.folder),
+        rows=rows,
+        independence=work.checkpoint.independence,
+        calibration=str(drift.state) if drift else "none",
+    )
 
 
 def _rows_of(ledger: Ledger, checkpoint_id: str) -> int:

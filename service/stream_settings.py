@@ -15,7 +15,7 @@ from cesped_stream.settings import (
     TrainingSettings,
 )
 
-from .settings import PROPOSER_TEXT, PosingSettings, ProposerName, ServiceSettings
+from .settings import NOISE_ROWS_TEXT, PROPOSER_TEXT, REFERENCE_TEXT, PosingSettings, ProposerName, ServiceSettings
 
 _CONFIG = SettingsConfigDict(env_prefix="CESPED_STREAM_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
@@ -66,6 +66,8 @@ class StreamCommand(PosingSettings):
     )
     min_aligned_per_half: int = Field(100, ge=1, description="Aligned particles per half-set that training needs.")
     checkpoint: str = Field("", description="Published checkpoint folder to infer with; no training then.")
+    reference: Path | None = Field(None, description=REFERENCE_TEXT)
+    noise_rows_per_half: int = Field(200, ge=20, le=1000, description=NOISE_ROWS_TEXT)
     scan_seconds: float = Field(1.0, gt=0, le=600, description="Time between scans of the landing folder.")
     settle_seconds: float = Field(2.0, ge=0, le=3600, description="How long a landed file must not change.")
     deadline_minutes: float = Field(120.0, gt=0, description="Give up when it takes longer.")

@@ -23,11 +23,14 @@ from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError
 
+from .messages import Control
+from .request import request
 from .resolve import ENV_PREFIX
 from .session import SessionFolder
 from .settings import SessionSettings
 from .status import SessionStatus
 from .toml import toml_text
+from .training_gate import DONE, ORDERED
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +124,7 @@ def stream_entry(
         writer = threading.Thread(target=write, name="replay", daemon=True)
         start = time.monotonic()
         writer.start()
-        samples = _Samples()
+        samples, redo = _Samples(), _Redo(session)
         try:
             while True:
                 progress = StreamProgress(time.monotonic() - start, landed.count, read_status(session))
@@ -129,7 +132,7 @@ def stream_entry(
                 on_progress(progress)
                 if errors:
                     raise errors[0]
-                if progress.status and all_answered(progress.status, plan.num_particles):
+                if progress.status and _is_over(progress.status, plan.num_particles, redo):
                     break
                 _check_alive(roles, session, progress, deadline_seconds)
                 time.sleep(POLL_SECONDS)
@@ -154,13 +157,29 @@ def check_training_can_start(plan: ReplayPlan, session: SessionSettings) -> None
     """Raise InvalidSettingsError where a half-set's aligned rows are fewer than training waits for."""
     if session.checkpoint:
         return
+    if session.reference is not None:
+        check_noise_can_be_learned(plan, session)
+        return
     rows = [batch for batch in plan.batches if batch.role is BatchRole.ALIGNED]
     halves = [plan.landed_rows(batch).half_sets() for batch in rows]
     counts = np.bincount(np.concatenate([np.zeros(0, np.int8), *halves]), minlength=2)
     if counts.min() < session.min_aligned_per_half:
         raise InvalidSettingsError(
             f"aligned particles per half-set: {counts[0]} and {counts[1]}, training waits for "
-            f"{session.min_aligned_per_half} (min_aligned_per_half); align more or other micrographs"
+            f"{session.min_aligned_per_half} (min_aligned_per_half); align more or other micrographs, as with "
+            "--first-aligned 2500"
+        )
+
+
+def check_noise_can_be_learned(plan: ReplayPlan, session: SessionSettings) -> None:
+    """Raise InvalidSettingsError where fewer particles stream than the noise beside a given map is learned from."""
+    rows = [batch for batch in plan.batches if batch.role is not BatchRole.ALIGNED]
+    halves = [plan.landed_rows(batch).half_sets() for batch in rows]
+    counts = np.bincount(np.concatenate([np.zeros(0, np.int8), *halves]), minlength=2)
+    if counts.min() < session.noise_rows_per_half:
+        raise InvalidSettingsError(
+            f"streamed particles per half-set: {counts[0]} and {counts[1]}, the noise beside reference "
+            f"{session.reference} is learned from {session.noise_rows_per_half} (noise_rows_per_half); let fewer wait"
         )
 
 
@@ -206,6 +225,31 @@ def roles_running(session: SessionSettings) -> Iterator[subprocess.Popen[bytes]]
                 roles.wait()
     if roles.returncode:
         raise StreamFailedError(f"the roles ended with exit code {roles.returncode}: {_last_lines(session)}")
+
+
+def _is_over(status: SessionStatus, num_particles: int, redo: "_Redo") -> bool:
+    return all_answered(status, num_particles) and redo.is_done(status)
+
+
+class _Redo:
+    """With references first and networks later: once both are fused, what references alone posed is posed again."""
+
+    def __init__(self, session: SessionSettings) -> None:
+        self._session = session
+        self._asked = False
+
+    def is_done(self, status: SessionStatus) -> bool:
+        """Return whether nothing is left to redo; asks for it once the training is over."""
+        training, checkpoint = status.training, status.checkpoint
+        if self._session.proposer != "both" or self._session.checkpoint:
+            return True
+        if training is None or training.state == ORDERED or checkpoint is None:
+            return False
+        if training.state != DONE or checkpoint.rows == status.predicted:
+            return True
+        if not self._asked:
+            self._asked = request(self._session, Control(action="reinfer")).ok
+        return False
 
 
 class _LandedCount:

@@ -10,17 +10,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cesped_stream.conventions import HALVES
 from cesped_stream.errors import InvalidSettingsError
+from cesped_stream.fused_pair import read_fused_manifest
 from cesped_stream.imaging.maps import read_map
+from cesped_stream.model.checkpoint import read_manifest
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader, parse_image_name, read_header
 from cesped_stream.particles.star import iter_star, read_star, write_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import Proposer, open_proposer
-from cesped_stream.reference_pair import ReferenceManifest, publish_map, publish_references
+from cesped_stream.reference_pair import checkpoint_kind, publish_map, read_reference_manifest
 from cesped_stream.training import fit
 
 from .finished import Finished, Poses, joined, output_tables
 from .process import StopRequest, usable_cores
+from .publishing import Publisher
 from .settings import InferCommand, TrainCommand
 from .worker import matching_settings, pose_frames
 
@@ -36,42 +39,54 @@ def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
     torch.set_num_threads(settings.inference.threads or usable_cores())
     table = with_stacks(read_star(settings.star), settings.star, settings.image_root)
     if settings.reference is not None and settings.proposer != "gallery":
-        raise InvalidSettingsError(f"reference {settings.reference}: of no use to proposer network; take gallery")
-    if settings.proposer == "gallery":
-        folder, made = _references(settings, table)
-        finest = ", ".join(f"{record.resolution_angstrom:.1f}" for _, record in sorted(made.halves.items()))
-        console.print(f"{folder}: references of {made.origin}, to {finest} angstrom", highlight=False)
-        return folder
+        raise InvalidSettingsError(
+            f"reference {settings.reference}: of no use to proposer {settings.proposer}; take gallery"
+        )
+    if settings.reference is not None:
+        return _of_map(settings, settings.reference, table, console)
     with progress_bars(console) as bars:
-        folder, manifest = fit.fit_pair(
+        publisher = Publisher(
+            settings,
             table,
-            StackReader(),
-            settings.training,
-            settings.inference,
-            work_folder=settings.output / WORK_FOLDER,
-            checkpoints_folder=settings.output,
+            settings.output / WORK_FOLDER,
+            settings.output,
             trained_on=settings.star.name,
             on_progress=training_progress(bars),
             should_stop=stop.asked,
         )
-    console.print(f"{folder}: trained until {manifest.stopped_by}, from {manifest.origin}", highlight=False)
-    return folder
+        published = publisher.publish(lambda first: console.print(f"{first.folder}: published", highlight=False))
+    console.print(f"{published.folder}: {_words_of(published.folder)}", highlight=False)
+    return published.folder
 
 
-def _references(settings: TrainCommand, table: ParticleTable) -> tuple[Path, ReferenceManifest]:
-    work_folder, matching, name = settings.output / WORK_FOLDER, matching_settings(settings), settings.star.name
-    training, reader = settings.training, StackReader()
+def _words_of(folder: Path) -> str:
+    """Return what a published checkpoint is, for the user."""
+    kind = checkpoint_kind(folder)
+    if kind == "network":
+        networks = read_manifest(folder)
+        return f"trained until {networks.stopped_by}, from {networks.origin}"
+    if kind == "reference":
+        references = read_reference_manifest(folder)
+        finest = min(record.resolution_angstrom for record in references.halves.values())
+        sure = _confidence_words(references.uncalibrated)
+        return f"references of {references.origin}, to {finest:.1f} angstrom; {sure}"
+    return f"network and references together; {_confidence_words(read_fused_manifest(folder).uncalibrated)}"
+
+
+def _confidence_words(uncalibrated: str) -> str:
+    return f"confidence is a mass, not calibrated: {uncalibrated}" if uncalibrated else "confidence is calibrated"
+
+
+def _of_map(settings: TrainCommand, reference: Path, table: ParticleTable, console: Console) -> Path:
+    work_folder = settings.output / WORK_FOLDER
+    volume, pixel_size = read_map(reference)
     with fit.sole_trainer(work_folder), fit.intra_op_threads(1):
-        if settings.reference is not None:
-            volume, pixel_size = read_map(settings.reference)
-            return publish_map(
-                volume, pixel_size, table, reader, training, matching,
-                work_folder=work_folder, checkpoints_folder=settings.output, trained_on=name,
-            )  # fmt: skip
-        return publish_references(
-            table, reader, training, matching,
-            work_folder=work_folder, checkpoints_folder=settings.output, trained_on=name,
+        folder, _ = publish_map(
+            volume, pixel_size, table, StackReader(), settings.training, matching_settings(settings),
+            work_folder=work_folder, checkpoints_folder=settings.output, trained_on=settings.star.name,
         )  # fmt: skip
+    console.print(f"{folder}: {_words_of(folder)}", highlight=False)
+    return folder
 
 
 def infer(settings: InferCommand, console: Console) -> None:
@@ -102,6 +117,9 @@ def training_progress(bars: Progress) -> Callable[[fit.Progress], None]:
     tasks = [bars.add_task(f"half {half}", total=None) for half in HALVES]
 
     def on_progress(progress: fit.Progress) -> None:
+        if progress.stage:
+            bars.update(tasks[progress.half_set], description=f"half {progress.half_set}, {progress.stage}")
+            return
         error = progress.validation_error_deg[progress.half_set]
         words = f"half {progress.half_set}, loss {progress.loss:.3f}"
         words += "" if error is None else f", validation {error:.1f} deg"

@@ -6,21 +6,21 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 
 from cesped_stream.errors import CespedStreamError
-from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star
-from cesped_stream.particles.table import ParticleTable
-from cesped_stream.reference_pair import publish_references
-from cesped_stream.training.fit import Progress, TrainingStopped, fit_pair, intra_op_threads, sole_trainer
+from cesped_stream.training.fit import Progress, TrainingStopped
 
-from .messages import Ack, Failure, Idle, Ready, TrainingDone, TrainingOrder, TrainingProgress
+from .messages import ALIGNED, Ack, Failure, Idle, Ready, TrainingDone, TrainingOrder, TrainingProgress
 from .peer import POLL_SECONDS, Conversation, Identity, connected
 from .process import Activity, StopRequest, trainer_threads, usable_cores
+from .publishing import Published, Publisher
+from .referencing import published_of
 from .settings import SessionSettings
-from .worker import device_name, failure_of, matching_settings
+from .worker import device_name, failure_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,61 +40,37 @@ class Trainer:
         incarnation: str,
         *,
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_published: Callable[[TrainingDone], None] = lambda done: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> TrainingDone:
-        """Train and publish. Raises TrainingStopped once asked to stop, CespedStreamError where rows cannot train."""
+        """Train and publish. Raises TrainingStopped once asked to stop, CespedStreamError where rows cannot train.
+
+        `on_published` is told of a checkpoint that can give poses until the order's last one is there.
+        """
         start = self._now()
         work_folder = Path(order.work_folder)
-        table = read_star(Path(order.aligned_star))
-        if self._settings.proposer == "gallery":
-            folder, checkpoint_id = self._references(table, work_folder, on_progress, should_stop)
-        else:
-            folder, manifest = fit_pair(
-                table,
-                StackReader(),
-                self._settings.training,
-                self._settings.inference,
-                work_folder=work_folder,
-                checkpoints_folder=work_folder.parent,
-                on_progress=on_progress,
-                should_stop=should_stop,
+
+        def done(published: Published, *, complete: bool) -> TrainingDone:
+            return TrainingDone(
+                incarnation=incarnation,
+                training_id=order.training_id,
+                checkpoint_id=published.checkpoint_id,
+                checkpoint=str(published.folder),
+                seconds=self._now() - start,
+                complete=complete,
             )
-            checkpoint_id = manifest.checkpoint_id
-        return TrainingDone(
-            incarnation=incarnation,
-            training_id=order.training_id,
-            checkpoint_id=checkpoint_id,
-            checkpoint=str(folder),
-            seconds=self._now() - start,
+
+        publisher = Publisher(
+            self._settings,
+            read_star(Path(order.aligned_star)),
+            work_folder,
+            work_folder.parent,
+            on_progress=on_progress,
+            should_stop=should_stop,
         )
-
-    def _references(
-        self,
-        table: ParticleTable,
-        work_folder: Path,
-        on_progress: Callable[[Progress], None],
-        should_stop: Callable[[], bool],
-    ) -> tuple[Path, str]:
-        """Make and publish both references, with one intra-op thread, so that their bits are those of any machine."""
-
-        def after_half(half: int) -> None:
-            on_progress(Progress(half, 1, 1, 0.0, (None, None)))
-            if should_stop():
-                raise TrainingStopped(
-                    "stopped between two references; they take seconds, the next start makes them anew"
-                )
-
-        with sole_trainer(work_folder), intra_op_threads(1):
-            folder, manifest = publish_references(
-                table,
-                StackReader(),
-                self._settings.training,
-                matching_settings(self._settings),
-                work_folder=work_folder,
-                checkpoints_folder=work_folder.parent,
-                on_half=after_half,
-            )
-        return folder, manifest.checkpoint_id
+        if order.source != ALIGNED:
+            return done(published_of(order, publisher), complete=True)
+        return done(publisher.publish(lambda first: on_published(done(first, complete=False))), complete=True)
 
 
 class LatestProgress:
@@ -107,16 +83,23 @@ class LatestProgress:
 
     def put(self, progress: Progress) -> None:
         with self._lock:
+            if any(bool(other.stage) != bool(progress.stage) for other in self._halves.values()):
+                self._halves.clear()  # what is counted in steps follows what is not, or the reverse
             self._halves[progress.half_set] = progress
         self._activity.worked()
-        self._activity.state = f"half {progress.half_set}: step {progress.step} of {progress.max_steps}"
+        self._activity.state = _stage_words(progress) or (
+            f"half {progress.half_set}: step {progress.step} of {progress.max_steps}"
+        )
 
     def message(self, incarnation: str, training_id: int) -> TrainingProgress | None:
         """Return both halves' steps together, or None before the first."""
         with self._lock:
-            halves = list(self._halves.values())
+            halves = [self._halves[half] for half in sorted(self._halves)]
         if not halves:
             return None
+        if halves[0].stage:
+            stage = ", ".join(map(_stage_words, halves))
+            return TrainingProgress(incarnation=incarnation, training_id=training_id, step=0, max_steps=0, stage=stage)
         errors = halves[-1].validation_error_deg
         steps = {half.half_set: half.step for half in halves}
         return TrainingProgress(
@@ -127,6 +110,10 @@ class LatestProgress:
             half_steps=tuple(steps.get(half, 0) for half in (0, 1)),
             validation_error_deg=tuple(error for error in errors if error is not None),
         )
+
+
+def _stage_words(progress: Progress) -> str:
+    return f"{progress.stage} of half {progress.half_set}" if progress.stage else ""
 
 
 def run_trainer(settings: SessionSettings, stop: StopRequest, *, name: str, parent_pid: int = 0) -> int:
@@ -169,17 +156,25 @@ def _carry_out(
     busy = any(Path(order.work_folder).parent.glob(f"*/{CHECKPOINT_MANIFEST}")) or bool(settings.checkpoint)
     threads = trainer_threads(settings, usable_cores(), workers_busy=busy)
     latest = LatestProgress(activity)
+    published: SimpleQueue[TrainingDone] = SimpleQueue()
 
     def train() -> TrainingDone:
         torch.set_num_threads(threads)
-        return trainer.train(order, identity.incarnation, on_progress=latest.put, should_stop=stop.asked)
+
+        def on_published(done: TrainingDone) -> None:
+            published.put(done)
+            torch.set_num_threads(trainer_threads(settings, usable_cores(), workers_busy=True))
+
+        return trainer.train(
+            order, identity.incarnation, on_progress=latest.put, on_published=on_published, should_stop=stop.asked
+        )
 
     logger.info("training begins", extra={"training_id": order.training_id, "threads": threads})
     with ThreadPoolExecutor(1, "training") as pool:
         running = pool.submit(train)
         try:
             with talk.beside_work():
-                _talk_while(running, latest, order, talk, identity)
+                _talk_while(running, latest, published, order, talk, identity)
         except BaseException:
             stop.ask()  # or the pool waits for the training's end
             raise
@@ -189,19 +184,32 @@ def _carry_out(
 def _talk_while(
     running: "Future[TrainingDone]",
     latest: LatestProgress,
+    published: "SimpleQueue[TrainingDone]",
     order: TrainingOrder,
     talk: Conversation,
     identity: Identity,
 ) -> None:
-    """Tell the progress once a heartbeat, and greet a coordinator that was restarted, until the training is over."""
+    """Tell the progress once a heartbeat, and what is published on the way, until the training is over.
+
+    Greets a coordinator that was restarted.
+    """
     next_report = 0.0
     while not running.done():
         talk.receive(POLL_SECONDS)
+        if not published.empty():
+            _tell_first(published.get(), talk)
         if time.monotonic() >= next_report and talk.greet():
             next_report = time.monotonic() + talk.heartbeat_seconds
             progress = latest.message(identity.incarnation, order.training_id)
             if progress is not None:
                 talk.tell(progress)
+
+
+def _tell_first(done: TrainingDone, talk: Conversation) -> None:
+    """Tell of a checkpoint that gives poses until the order's last one; training goes on whatever the answer."""
+    ack = talk.ask(done, Ack, lease_id=done.training_id)
+    if isinstance(ack, Ack) and not ack.accepted:
+        logger.warning("checkpoint refused", extra={"checkpoint_id": done.checkpoint_id, "reason": ack.reason})
 
 
 def _tell_outcome(

@@ -14,7 +14,8 @@ from cesped_stream.published import check_files, read_listing
 
 from .finished import BatchTables, joined
 from .ledger import ALIGNED_KINDS, GIVEN, REFERENCE, Ledger
-from .messages import TrainingOrder
+from .messages import ALIGNED, MAP, POSES, TrainingOrder
+from .reference_orders import CONFIDENT, Frozen, MapOrders, RebuildOrders
 from .session import SessionFolder
 from .settings import SessionSettings
 
@@ -25,6 +26,8 @@ ORDERED, DONE, FAILED = "ordered", "done", "failed"
 class VerifiedCheckpoint:
     checkpoint_id: str
     folder: Path
+    independence: str = "unknown"
+    """Of its half-sets, as its manifest says: independent, shared_reference or unknown."""
 
 
 def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
@@ -37,7 +40,7 @@ def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
         check_files(folder, listing.names_and_hashes())
     except UnreachableFileError as error:
         raise InvalidCheckpointError(f"{error}; the checkpoint is incomplete") from None
-    return VerifiedCheckpoint(listing.checkpoint_id, folder)
+    return VerifiedCheckpoint(listing.checkpoint_id, folder, listing.independence)
 
 
 class TrainingGate:
@@ -51,11 +54,23 @@ class TrainingGate:
         self._ledger = ledger
         self._tables = tables
         self._step = step
-        self._kinds = (GIVEN, GIVEN) if settings.proposer == "gallery" else ALIGNED_KINDS
-        """A map must not hold a particle that it gives a pose: late aligned rows, whose particles landed before without
-        poses, are in no reference."""
+        self.map_orders = MapOrders(settings, ledger, tables)
+        self.rebuild_orders = RebuildOrders(settings, folder, ledger, tables)
         self._last_row_at: float | None = None
         self.marker_seen = any(star.aligned and Path(star.path + ".done").exists() for star in ledger.stars())
+
+    @property
+    def takes_references(self) -> bool:
+        """Return whether late aligned rows, whose particles landed before without poses, are trained on.
+
+        A map must not hold a particle that it gives a pose, so with references (or with a network beside them) only
+        where a given map poses those.
+        """
+        return self._settings.proposer == "network" or self.map_orders.is_done()
+
+    @property
+    def _kinds(self) -> tuple[str, str]:
+        return ALIGNED_KINDS if self.takes_references else (GIVEN, GIVEN)
 
     @property
     def requested(self) -> bool:
@@ -87,49 +102,90 @@ class TrainingGate:
         self.marker_seen = False
 
     def start_if_due(self, now: float) -> bool:
-        """Freeze the aligned rows and order a training when they are enough and quiet; return whether it did."""
-        trainings = self._ledger.scalar("SELECT count(*) FROM trainings")
-        running = self._ledger.scalar("SELECT count(*) FROM trainings WHERE state = ?", (ORDERED,))
-        if running or (trainings and not self.requested) or (self._settings.checkpoint and not self.requested):
+        """Freeze the rows of an order and give it, when one is due: on aligned rows first, then of a given map, then of
+        predicted rows; return whether it did. One order at a time."""
+        if self._ledger.scalar("SELECT count(*) FROM trainings WHERE state = ?", (ORDERED,)):
+            return False
+        if self._aligned_are_due(now):
+            batch_ids = self._aligned_batches()
+            frozen: Frozen | None = Frozen(joined([self._tables[batch_id] for batch_id in batch_ids]), batch_ids)
+        elif self.rebuild_orders.is_due():
+            frozen = self.rebuild_orders.frozen(self._aligned_batches())
+        else:
+            frozen = self.map_orders.frozen()
+        if frozen is not None:
+            self._freeze(frozen)
+        return frozen is not None
+
+    def _aligned_are_due(self, now: float) -> bool:
+        """Return whether aligned rows are enough and quiet, and were not trained on or are asked for again."""
+        trainings = self._ledger.scalar("SELECT count(*) FROM trainings WHERE source = ?", (ALIGNED,))
+        if (trainings or self._settings.checkpoint) and not self.requested:
             return False
         if min(self.aligned_per_half()) < self._settings.min_aligned_per_half:
             return False
         if self._last_row_at is None:
             self._last_row_at = now
         quiet = now - self._last_row_at >= self._settings.aligned_quiet_seconds
-        if not (quiet or self.marker_seen or self.requested):
-            return False
-        self._freeze(trainings + 1)
-        return True
+        return quiet or self.marker_seen or self.requested
 
-    def _freeze(self, training_id: int) -> None:
+    def _aligned_batches(self) -> list[int]:
         rows = self._ledger.execute("SELECT batch_id FROM batches WHERE kind IN (?, ?) ORDER BY batch_id", self._kinds)
-        batch_ids = [int(row[0]) for row in rows.fetchall()]
-        table = in_identity_order(joined([self._tables[batch_id] for batch_id in batch_ids]))
+        return [int(row[0]) for row in rows.fetchall()]
+
+    def _freeze(self, frozen: Frozen) -> None:
+        training_id = self._ledger.scalar("SELECT max(training_id) FROM trainings") + 1
+        table = in_identity_order(frozen.table)
         write_whole(self._folder.training_star(training_id), star_bytes(table), step=self._step)
         with self._ledger.transaction("training ordered"):
             self._ledger.execute(
-                "INSERT INTO trainings VALUES(?, ?, ?, '', '', NULL, '')", (training_id, ORDERED, len(table))
+                "INSERT INTO trainings VALUES(?, ?, ?, '', '', NULL, '', ?, ?)",
+                (training_id, ORDERED, len(table), frozen.source, frozen.reference),
             )
             self._ledger.executemany(
-                "INSERT INTO training_batches VALUES(?, ?)", [(training_id, batch_id) for batch_id in batch_ids]
+                "INSERT INTO training_batches VALUES(?, ?)", [(training_id, batch_id) for batch_id in frozen.batch_ids]
             )
-            self._ledger.remember("training requested", "")
+            if frozen.source == ALIGNED:
+                self._ledger.remember("training requested", "")
+            elif frozen.source == POSES:
+                for name in CONFIDENT:
+                    self._ledger.count(name, -self._ledger.counter(name))
 
     def order(self) -> TrainingOrder | None:
         """Return the training that waits for a trainer (again after a trainer died), or None."""
-        training_id = self._ledger.scalar("SELECT max(training_id) FROM trainings WHERE state = ?", (ORDERED,))
-        if not training_id:
+        row = self._ledger.execute(
+            "SELECT training_id, source, reference FROM trainings WHERE state = ? ORDER BY training_id DESC", (ORDERED,)
+        ).fetchone()
+        if row is None:
             return None
+        training_id, source, sha256 = row
         return TrainingOrder(
             training_id=training_id,
             aligned_star=str(self._folder.training_star(training_id)),
             work_folder=str(self._folder.training_work(training_id)),
+            source=source,
+            reference=str(self._folder.given_map(sha256)) if source == MAP else "",
         )
 
     def state_of(self, training_id: int) -> str:
         row = self._ledger.execute("SELECT state FROM trainings WHERE training_id = ?", (training_id,)).fetchone()
         return str(row[0]) if row else ""
+
+    def published_so_far(self, training_id: int) -> str:
+        """Return the id of the checkpoint that an order has brought, "" before the first."""
+        row = self._ledger.execute(
+            "SELECT checkpoint_id FROM trainings WHERE training_id = ?", (training_id,)
+        ).fetchone()
+        return str(row[0]) if row else ""
+
+    def go_on_with(self, training_id: int, checkpoint: VerifiedCheckpoint) -> None:
+        """Note a verified checkpoint as the one in use until the order's last one comes; the order stays open."""
+        with self._ledger.transaction("training goes on"):
+            self._ledger.execute(
+                "UPDATE trainings SET checkpoint_id = ?, folder = ? WHERE training_id = ?",
+                (checkpoint.checkpoint_id, str(checkpoint.folder), training_id),
+            )
+            self._ledger.remember("checkpoint", str(checkpoint.folder))
 
     def finish(self, training_id: int, checkpoint: VerifiedCheckpoint, seconds: float) -> None:
         """Note a verified checkpoint as the training's and as the one in use."""

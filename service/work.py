@@ -9,10 +9,12 @@ from pathlib import Path
 from cesped_stream.durable import Step, write_whole
 from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, PermanentError
 
+from .calibration_watch import CalibrationWatch
 from .committing import Committer
 from .finished import BatchTables, Finished
 from .ingest import Ingest
 from .leasing import (
+    LeaseInHand,
     Leases,
     Member,
     Members,
@@ -27,6 +29,7 @@ from .ledger import ALIGNED_KINDS, GIVEN, REFERENCE, Ledger
 from .messages import Failure, TrainingDone, TrainingProgress
 from .reinfer import Reinference
 from .rolling import PoseFiles
+from .scorers import NO_SCORER, Scorers
 from .session import SessionFolder
 from .settings import SessionSettings
 from .training_gate import DONE, TrainingGate, VerifiedCheckpoint, verify_checkpoint
@@ -57,16 +60,21 @@ class Work:
         settings, folder, step = self._settings, self._folder, self._step
         self.tables = BatchTables(folder)
         self.poses = PoseFiles(folder, self.ledger, step=step)
-        self.committer = Committer(self.ledger, self.tables, self.poses)
+        self.committer = Committer(
+            self.ledger, self.tables, self.poses, least_confidence=settings.referencing.rebuild_least_confidence
+        )
         self.reinference = Reinference(self.ledger, self.poses, self.committer)
         self.gate = TrainingGate(settings, folder, self.ledger, self.tables, step=step)
         self.problems: dict[str, str] = {f"pose file {k}": text for k, text in enumerate(self.poses.problems)}
         self.checkpoint: VerifiedCheckpoint | None = None
+        self.calibration = CalibrationWatch(settings.calibration)
         self._choose_checkpoint()
+        self._watch_calibration()
         self.ingest = Ingest(
             settings, folder, self.ledger, self._watcher, lambda: self.checkpoint is not None, step=step
         )
         self.leases = Leases(self.ledger, settings.service)
+        self.scorers = Scorers(self.ledger, self.tables, settings.half_mode)
         self.pending = PendingRows()
         self._queue: list[tuple[Finished, Span]] = []
         self._next_commit = float("-inf")
@@ -119,6 +127,17 @@ class Work:
         if self.ingest.marker_seen:
             self.ingest.marker_seen, self.gate.marker_seen = False, True
         return self.ingest.busy
+
+    def lease_next(self, member: Member, max_rows: int, now: float) -> tuple[LeaseInHand, VerifiedCheckpoint] | None:
+        """Lease the next rows to a worker, with what is to score them; None where there are none, or no checkpoint."""
+        while self.checkpoint is not None and (span := self.pending.take(max_rows, now)) is not None:
+            part, checkpoint = self.scorers.first_part(span, self.checkpoint)
+            if part.num_rows < span.num_rows:
+                self.pending.add(span.part(part.num_rows, span.num_rows - part.num_rows))
+            if checkpoint is not None:
+                return self.leases.grant(part, checkpoint.checkpoint_id, member, now), checkpoint
+            self._quarantine(part, NO_SCORER)
+        return None
 
     def expire(self, members: Members, now: float) -> None:
         """Give back what was not answered in time."""
@@ -210,6 +229,7 @@ class Work:
 
     def queue(self, finished: Finished, span: Span) -> None:
         self._queue.append((finished, span))
+        self.calibration.see(finished)
 
     def commit_is_due(self, now: float) -> bool:
         """Return whether to commit now: nothing more is to be expected soon, or it is time."""
@@ -261,7 +281,7 @@ class Work:
                 self.ledger.remember("checkpoint of the settings", given)
                 self.ledger.remember("checkpoint", str(found.folder))
         last = self.ledger.fact("checkpoint")
-        rows = self.ledger.execute("SELECT folder FROM trainings WHERE state = ? ORDER BY training_id DESC", (DONE,))
+        rows = self.ledger.execute("SELECT folder FROM trainings WHERE folder != '' ORDER BY training_id DESC")
         folders = dict.fromkeys([last, *(str(row[0]) for row in rows.fetchall())])
         for folder in folders:
             if not folder:
@@ -273,10 +293,19 @@ class Work:
                 self.problems["checkpoint"] = str(error)
         self.checkpoint = None
 
+    def _watch_calibration(self) -> None:
+        if self.checkpoint is None:
+            return
+        try:
+            self.calibration.look_at(self.checkpoint.folder)
+        except InvalidCheckpointError as error:
+            self.problems["calibration"] = str(error)
+
     def checkpoint_suspected(self, checkpoint_id: str) -> None:
         """A worker says that a checkpoint's hash is wrong: look, and go back to the last good one if so."""
         if self.checkpoint is not None and self.checkpoint.checkpoint_id == checkpoint_id:
             self._choose_checkpoint()
+            self._watch_calibration()
 
     def start_training_if_due(self, now: float) -> None:
         if self.gate.start_if_due(now):
@@ -296,7 +325,11 @@ class Work:
         self.training_not_before = now + backoff_seconds(self._training_failures)
 
     def training_done(self, message: TrainingDone) -> str:
-        """Use the checkpoint from now on if it is what its manifest says; return what is wrong, or ""."""
+        """Use the checkpoint from now on if it is what its manifest says; return what is wrong, or "".
+
+        One that is not the order's last is taken once: whatever a restarted trainer says, another one that was chosen
+        since stays in use.
+        """
         state = self.gate.state_of(message.training_id)
         if state == DONE:
             return ""
@@ -312,8 +345,14 @@ class Work:
         except CespedStreamError as error:
             self.problems["training"] = str(error)
             return str(error)
-        self.gate.finish(message.training_id, found, message.seconds)
+        if message.complete:
+            self.gate.finish(message.training_id, found, message.seconds)
+        elif self.gate.published_so_far(message.training_id) == found.checkpoint_id:
+            return ""
+        else:
+            self.gate.go_on_with(message.training_id, found)
         self.checkpoint = found
+        self._watch_calibration()
         self.training_progress = None
         self.problems.pop("training", None)
         logger.info("checkpoint in use", extra={"checkpoint_id": found.checkpoint_id})
@@ -330,6 +369,7 @@ class Work:
         with self.ledger.transaction("checkpoint chosen"):
             self.ledger.remember("checkpoint", str(found.folder))
         self.checkpoint = found
+        self._watch_calibration()
         shards = self.reinference.request(found.checkpoint_id)
         self.pending.drop_redos()
         for span in self.reinference.spans():

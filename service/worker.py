@@ -13,6 +13,8 @@ from cesped_stream.conventions import rotation_to_euler_deg
 from cesped_stream.errors import CespedStreamError, TransientError
 from cesped_stream.inference import PoseBatch
 from cesped_stream.model.device import pick_device
+from cesped_stream.particles.flags import ImageFlag
+from cesped_stream.particles.reference_members import NO_MEMBERS, ReferenceMembers
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
@@ -42,6 +44,7 @@ class Worker:
         self._now = now
         self._reader = StackReader()
         self._proposer: tuple[str, Proposer] | None = None
+        self._members = NO_MEMBERS
         self._table: tuple[str, ParticleTable] | None = None
         self.particles_per_second = 0.0
         """Measured over the leases done so far, the recent ones counting more; 0 before the first."""
@@ -58,15 +61,16 @@ class Worker:
         proposer = self._proposer_of(lease)
         table = self._rows_of(lease)
         start = self._now()
+        scored = np.flatnonzero(~self._members.among(table, self._settings.half_mode))
         parts: list[PoseBatch] = []
-        for first in range(0, len(table), proposer.rows_at_once):
+        for first in range(0, len(scored), proposer.rows_at_once):
             if stop_at_once():
                 raise WorkerStopped
-            index = np.arange(first, min(first + proposer.rows_at_once, len(table)))
+            index = scored[first : first + proposer.rows_at_once]
             parts.append(proposer.poses(table.select(index), self._reader))
             on_progress()
         seconds = self._now() - start
-        self._measure(len(table), seconds)
+        self._measure(len(scored), seconds)
         result = Result(
             incarnation=incarnation,
             lease_id=lease.lease_id,
@@ -75,7 +79,7 @@ class Worker:
             compute_seconds=seconds,
             frames=(),
         )
-        return result, pose_frames(PoseBatch.joined(parts))
+        return result, pose_frames(with_left_out(parts, scored, len(table)))
 
     def _proposer_of(self, lease: Lease) -> Proposer:
         if self._proposer is None or self._proposer[0] != lease.checkpoint_id:
@@ -84,6 +88,7 @@ class Worker:
             proposer = open_proposer(
                 Path(lease.checkpoint), settings.inference, matching_settings(settings), settings.half_mode
             )
+            self._members = ReferenceMembers.of(Path(lease.checkpoint))
             logger.info("checkpoint loaded", extra={"checkpoint_id": lease.checkpoint_id})
             self._proposer = (lease.checkpoint_id, proposer)
         return self._proposer[1]
@@ -94,15 +99,34 @@ class Worker:
         return self._table[1].select(np.arange(lease.first_row, lease.first_row + lease.num_rows))
 
     def _measure(self, num_rows: int, seconds: float) -> None:
+        if num_rows == 0:
+            return
         rate = num_rows / max(seconds, 1e-3)
         before = self.particles_per_second
         self.particles_per_second = rate if before == 0 else RATE_WEIGHT * rate + (1 - RATE_WEIGHT) * before
 
 
+def with_left_out(parts: list[PoseBatch], scored: np.ndarray, num_rows: int) -> PoseBatch:
+    """Return the poses of all rows of a lease: `parts` of those that were `scored`, in order, and no pose for the rest,
+    which is in the reference that would score it."""
+    if len(scored) == num_rows:
+        return PoseBatch.joined(parts)
+    poses = PoseBatch.empty(num_rows, parts[0].top_probability.shape[1] if parts else 1)
+    poses.flag[:] = ImageFlag.IN_REFERENCE
+    if parts:
+        poses.put(scored, PoseBatch.joined(parts))
+    return poses
+
+
 def matching_settings(settings: PosingSettings) -> MatchingSettings:
     """Return what poses by references depend on, of a command's settings."""
     return MatchingSettings(
-        settings.referencing, settings.gallery, settings.refinement, device=settings.inference.device
+        settings.referencing,
+        settings.gallery,
+        settings.refinement,
+        device=settings.inference.device,
+        fusion=settings.fusion,
+        calibration=settings.calibration,
     )
 
 

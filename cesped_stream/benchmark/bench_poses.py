@@ -30,7 +30,8 @@ from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader, read_image
 from cesped_stream.particles.star import concatenated, read_star, write_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import infer_table
-from cesped_stream.reference_pair import MatchingSettings, ReferenceProposer, publish_map
+from cesped_stream.reference_pair import MatchingSettings, publish_map
+from cesped_stream.reference_proposer import ReferenceProposer
 from cesped_stream.settings import (
     GallerySettings,
     InferenceSettings,

@@ -31,6 +31,7 @@ from cesped_stream.benchmark.truth_maps import truth_maps as made_truth_maps
 from cesped_stream.calibration.metrics import area_under_curve
 from cesped_stream.conventions import SHIFT_LABELS
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
+from cesped_stream.particles.own_columns import ABOVE_NOISE, numbers_of
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import Engine, Reconstruction
 from cesped_stream.so3.distance import angular_error_deg
@@ -89,7 +90,7 @@ def evaluate_poses(
         truth_confidences=matched.truth.confidences()[own],
         poses=_pose_metrics(matched.truth.select(own), rotations[own], group, prediction_type),
         shifts=_shift_errors(matched, own),
-        confidence=_confidence(confidence, matched.is_particle, errors),
+        confidence=_confidence(confidence, matched, errors),
         why_no_confidence=why_none,
         maps=scored,
         num_junk_in_maps=int((~matched.is_particle).sum()) if scored is not None else 0,
@@ -232,16 +233,20 @@ def _shift_errors(matched: MatchedPredictions, own: Int64) -> ShiftErrors | None
 
 
 def _confidence(
-    confidence: tuple[Float64, str] | None, particle: NDArray[np.bool_], errors_deg: Float64
+    confidence: tuple[Float64, str] | None, matched: MatchedPredictions, errors_deg: Float64
 ) -> PredictedConfidence | None:
     if confidence is None:
         return None
     values, label = confidence
+    particle = matched.is_particle
+    above_noise = numbers_of(matched.predicted.column(ABOVE_NOISE)) if ABOVE_NOISE in matched.predicted else None
+    told = above_noise is not None and bool(np.isfinite(above_noise).all())
     near = particle & (errors_deg <= 15)
     return PredictedConfidence(
         label=label,
         effective_number=effective_number(values),
         junk_auc=area_under_curve(values, particle),
+        above_noise_junk_auc=area_under_curve(above_noise, particle) if above_noise is not None and told else None,
         within_15_deg_auc=area_under_curve(values[particle], near[particle]),
         num_within_15_deg=int(near.sum()),
         num_beyond_15_deg=int((particle & ~near).sum()),

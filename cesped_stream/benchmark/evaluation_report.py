@@ -11,6 +11,7 @@ from cesped_stream.benchmark.evaluation_result import Evaluation, ScoredMaps
 from cesped_stream.benchmark.map_metrics import Deltas, MapAgreement, MapScores, RegionAgreement
 from cesped_stream.benchmark.metrics import PoseErrors, median_displacement_angstrom, rms_displacement_angstrom
 from cesped_stream.benchmark.predictions import PredictionType
+from cesped_stream.particles.own_columns import ABOVE_NOISE
 
 _RADII_SHOWN = 8
 _LEAST_OF_EACH = 30
@@ -183,4 +184,7 @@ def confidence_notes(evaluation: Evaluation) -> list[str]:
         notes.append(f"It ranks a pose within 15° above another in {ranked}.")
     if confidence.junk_auc is not None:
         notes.append(f"It ranks a particle above junk in {100 * confidence.junk_auc:.0f} % (AUC).")
+    if confidence.above_noise_junk_auc is not None:
+        share = 100 * confidence.above_noise_junk_auc
+        notes.append(f"{ABOVE_NOISE} ranks a particle above junk in {share:.0f} % (AUC).")
     return notes

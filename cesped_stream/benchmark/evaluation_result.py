@@ -61,6 +61,8 @@ class PredictedConfidence:
     """Chance that a particle has a higher confidence than a row of junk; None without predictions of both."""
     within_15_deg_auc: float | None
     """Chance that a pose within 15 degrees has a higher confidence than one that is not; None without both."""
+    above_noise_junk_auc: float | None = None
+    """The same chance of `cestreamAboveNoise`; None without that column, or where a row has no value."""
     num_within_15_deg: int = 0
     num_beyond_15_deg: int = 0
 

@@ -94,6 +94,8 @@ def limit_of_noise(
         return nothing
     poses = refined(landed.select(rows))
     posed = poses.flag == ImageFlag.OK
+    if not posed.any():
+        return nothing
     true = comparison.true_rotations[rows[posed]]
     errors = angular_error_deg(true, poses.rotation[posed], group_rotations(comparison.symmetry))
     return nothing | {"limit_num_particles": len(errors)} | figures_of("limit_", errors)

@@ -20,6 +20,7 @@ Float64 = NDArray[np.float64]
 SEPARATION_IN_GRID_STEPS: Final = 2.0
 _LEAST_PROBABILITY: Final = 1e-6
 _AGREEMENT_SCALE_DEG: Final = 5.0
+_LARGEST_LEAD: Final = 10.0
 
 
 class Proposer(StrEnum):
@@ -40,6 +41,10 @@ class Feature(StrEnum):
     """How far the gallery's best score lies above what noise gets, in standard deviations of that."""
     AGREEMENT = "agreement"
     """Less where the proposers' own best poses are further apart: -log(1 + angle / 5 degrees)."""
+    FIT = "refined_fit"
+    """Logarithm of how much better than noise the refined pose explains the image: log(1 + its log-likelihood)."""
+    LEAD = "refined_lead"
+    """How much likelier the refined pose is than the best end of any other proposal, in natural logarithms."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +86,19 @@ def fuse_answers(
     return FusedAnswers(fused, rotation, probability, single, apart)
 
 
-def confidence_features(probability: Any, *, above_noise: Any = None, apart_deg: Any = None) -> dict[Feature, Float64]:
+def confidence_features(
+    probability: Any,
+    *,
+    above_noise: Any = None,
+    apart_deg: Any = None,
+    log_likelihood: Any = None,
+    runner_up: Any = None,
+) -> dict[Feature, Float64]:
     """Return what tells how sure answers are, `(n,)` each: from probabilities `(n, k)` of their distinct poses.
 
     `above_noise` `(n,)` is the gallery's, `apart_deg` `(n,)` the angle between the two single answers; without them
-    (one proposer) those features are absent. NaN stays NaN.
+    (one proposer) those features are absent. `log_likelihood` `(n,)` is the refined pose's over noise alone,
+    `runner_up` `(n,)` that of the best end of any other proposal, -inf where there was none. NaN stays NaN.
     """
     mass = np.asarray(probability, np.float64)
     first = np.clip(mass[:, 0], _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
@@ -96,6 +109,11 @@ def confidence_features(probability: Any, *, above_noise: Any = None, apart_deg:
         features[Feature.ABOVE_NOISE] = np.asarray(above_noise, np.float64)
     if apart_deg is not None:
         features[Feature.AGREEMENT] = -np.log1p(np.asarray(apart_deg, np.float64) / _AGREEMENT_SCALE_DEG)
+    if log_likelihood is not None:
+        likelihood = np.asarray(log_likelihood, np.float64)
+        features[Feature.FIT] = np.log1p(np.maximum(likelihood, 0))
+        if runner_up is not None:
+            features[Feature.LEAD] = np.minimum(likelihood - np.asarray(runner_up, np.float64), _LARGEST_LEAD)
     return features
 
 

@@ -65,6 +65,7 @@ class Calibrator(BaseModel):
     within_deg: float = Field(gt=0)
     model: ConfidenceModel
     score_quantiles: tuple[float, ...] = Field(min_length=SCORE_QUANTILES, max_length=SCORE_QUANTILES)
+    confidence_quantiles: tuple[float, ...] = Field(min_length=SCORE_QUANTILES, max_length=SCORE_QUANTILES)
     num_particles: int = Field(ge=1)
     particles_sha256: str
     """Of the ids of the particles that it was fitted on."""
@@ -120,6 +121,7 @@ def fit_calibrator(
     groups, micrographs = np.asarray(answers.optics_groups)[rows], np.asarray(answers.micrographs)[rows]
     model = fit_confidence_model(features, right, groups, min_group_particles=settings.min_group_particles)
     left_out = _left_out_confidence(features, right, groups, micrographs, settings)
+    levels, scores = np.linspace(0, 1, SCORE_QUANTILES), model.scores(features)
     figures = {
         str(name): CalibrationFigures.of(probability_figures(left_out[groups == name], right[groups == name]))
         for name in np.unique(groups)
@@ -128,7 +130,8 @@ def fit_calibrator(
         half_set=half_set,
         within_deg=settings.within_deg,
         model=model,
-        score_quantiles=tuple(np.quantile(model.scores(features), np.linspace(0, 1, SCORE_QUANTILES)).tolist()),
+        score_quantiles=tuple(np.quantile(scores, levels).tolist()),
+        confidence_quantiles=tuple(np.quantile(model.probabilities(scores, groups), levels).tolist()),
         num_particles=len(rows),
         particles_sha256=ids_sha256(answers.particle_ids[row] for row in rows),
         figures=CalibrationFigures.of(probability_figures(left_out, right)),

@@ -165,14 +165,16 @@ def _standardised(values: Float64, weight: FeatureWeight) -> Float64:
 
 
 def _fit_curve(scores: Float64, right: Float64) -> MonotoneCurve:
-    """Return the isotonic curve over bins of equal number, each share drawn to a half by one case.
+    """Return the isotonic curve over bins of equal number, each share drawn to that of all by one case, and that to a
+    half.
 
     A run of bins that isotonic regression makes equal is one knot at its mean score: scores keep their order.
     """
     order = np.argsort(scores, kind="stable")
     edges = equal_bins(scores[order], max(1, min(_MAX_KNOTS, len(order) // _LEAST_PER_KNOT)))
     count = np.diff(np.append(edges, len(order))).astype(np.float64)
-    share = (np.add.reduceat(right[order], edges) + 0.5) / (count + 1)
+    of_all = (right.sum() + 0.5) / (len(right) + 1)
+    share = (np.add.reduceat(right[order], edges) + of_all) / (count + 1)
     middle = np.add.reduceat(scores[order], edges) / count
     rising = isotonic_regression(share, weights=count)
     starts = rising.blocks[:-1]

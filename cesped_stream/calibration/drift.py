@@ -1,15 +1,23 @@
 """Whether scores of new particles still look like those that confidence was fitted on. numpy only."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cesped_stream.errors import InvalidCheckpointError
+from cesped_stream.settings import CalibrationSettings
+
 Float64 = NDArray[np.float64]
 
 SCORE_QUANTILES: Final = 101
+LEAST_MOVE: Final = 0.05
+LEAST_MOVED: Final = 0.1
 
 
 class DriftState(StrEnum):
@@ -30,6 +38,65 @@ class Drift:
     largest_gap: float
     """Kolmogorov and Smirnov's: the largest difference of the cumulative distributions; NaN without scores."""
     state: DriftState
+
+
+@dataclass(frozen=True, eq=False)
+class FittedConfidences:
+    """The confidences that both half-sets' calibrators gave the particles of their fit."""
+
+    quantiles: Float64
+    """`(101,)` even ones."""
+    num_particles: int
+
+
+def read_fitted_confidences(checkpoint: Path) -> FittedConfidences | None:
+    """Return what a checkpoint's calibration (`cal-*.json`) says; None where it has none, or one without confidence.
+
+    InvalidCheckpointError where it cannot be read.
+    """
+    file = next(checkpoint.glob("cal-*.json"), None)
+    if file is None:
+        return None
+    try:
+        found = [half["calibrator"] for half in json.loads(file.read_bytes())["halves"].values()]
+        if None in found:
+            return None
+        quantiles = np.concatenate([np.asarray(part["confidence_quantiles"], np.float64) for part in found])
+        count = sum(int(part["num_particles"]) for part in found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidCheckpointError(f"{file}: {error!r}; publish the checkpoint again") from None
+    return FittedConfidences(np.quantile(quantiles, np.linspace(0, 1, SCORE_QUANTILES)), count)
+
+
+def confidence_drift(confidences: Sequence[float], fitted: FittedConfidences, settings: CalibrationSettings) -> Drift:
+    """Return how far confidences of new particles have moved from those of the fit; as `drift_of`.
+
+    Stale only where more than `LEAST_MOVED` of the particles moved by more than `LEAST_MOVE`: where nearly all are
+    right, all confidences are nearly one, and the third decimal is no drift.
+    """
+    drift = drift_of(
+        confidences,
+        fitted.quantiles,
+        fitted.num_particles,
+        stale_index=settings.stale_index,
+        min_particles=settings.min_drift_particles,
+    )
+    if drift.state is DriftState.STALE and _share_moved(np.asarray(confidences), fitted.quantiles) <= LEAST_MOVED:
+        return replace(drift, state=DriftState.STEADY)
+    return drift
+
+
+def _share_moved(values: Float64, quantiles: Float64) -> float:
+    """Return the largest difference of the cumulative distributions, one of them moved by `LEAST_MOVE`."""
+    new, fit = np.sort(values), np.sort(quantiles)
+    at = np.concatenate([new, fit, new + LEAST_MOVE, fit + LEAST_MOVE])
+
+    def below(sample: Float64, moved: float) -> Float64:
+        return np.asarray(np.searchsorted(sample, at - moved, side="right") / len(sample), np.float64)
+
+    worse = below(new, LEAST_MOVE) - below(fit, 0.0)
+    better = below(fit, LEAST_MOVE) - below(new, 0.0)
+    return float(max(worse.max(), better.max()))
 
 
 def drift_of(scores: Any, quantiles: Float64, num_fitted: int, *, stale_index: float, min_particles: int) -> Drift:

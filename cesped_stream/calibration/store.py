@@ -21,8 +21,10 @@ class HalfCalibration(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    fusion: FusionFit
-    calibrator: Calibrator
+    fusion: FusionFit | None = None
+    """None: the gallery's answer stands as it is."""
+    calibrator: Calibrator | None = None
+    """None: confidence stays a mass that ranks."""
 
 
 class Calibration(BaseModel):
@@ -44,10 +46,11 @@ class Calibration(BaseModel):
     def _halves_share_nothing(self) -> Self:
         if set(self.halves) != set(HALVES):
             raise ValueError(f"holds half-sets {sorted(self.halves)}, not 0 and 1")
-        for half, part in self.halves.items():
-            if part.calibrator.half_set != half:
-                raise ValueError(f"half-set {half} has the calibrator of half-set {part.calibrator.half_set}")
-        if len({part.calibrator.particles_sha256 for part in self.halves.values()}) != len(HALVES):
+        found = {half: part.calibrator for half, part in self.halves.items() if part.calibrator is not None}
+        for half, calibrator in found.items():
+            if calibrator.half_set != half:
+                raise ValueError(f"half-set {half} has the calibrator of half-set {calibrator.half_set}")
+        if len({calibrator.particles_sha256 for calibrator in found.values()}) != len(found):
             raise ValueError("both half-sets were calibrated on the same particles; halves share nothing")
         if len(set(self.reference_ids.values())) != len(self.reference_ids):
             raise ValueError("both half-sets have one reference; halves share nothing")
@@ -69,6 +72,19 @@ class Calibration(BaseModel):
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
         return f"cal-{hashlib.sha256(canonical).hexdigest()[:12]}"
 
+    def with_id(self) -> Self:
+        """Return the calibration that names its own content."""
+        return self.model_copy(update={"calibration_id": self.content_id()})
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file, once it names its content."""
+        return f"{self.calibration_id}.json"
+
+    def file_bytes(self) -> bytes:
+        """Return the content of its file."""
+        return self.model_dump_json(indent=1).encode() + b"\n"
+
 
 def save_calibration(folder: Path, calibration: Calibration) -> tuple[Path, Calibration]:
     """Write `<calibration_id>.json` into a checkpoint's folder, whole and durable; return its path and what it holds.
@@ -76,9 +92,9 @@ def save_calibration(folder: Path, calibration: Calibration) -> tuple[Path, Cali
     A folder's other files stay as they are: a later calibration has a name of its own, and the same one writes the
     same bytes. Raises OSError where the folder cannot be written.
     """
-    named = calibration.model_copy(update={"calibration_id": calibration.content_id()})
-    path = folder / f"{named.calibration_id}.json"
-    write_whole(path, named.model_dump_json(indent=1).encode() + b"\n")
+    named = calibration.with_id()
+    path = folder / named.file_name
+    write_whole(path, named.file_bytes())
     return path, named
 
 

@@ -16,10 +16,11 @@ from cesped_stream.gallery.views import (
     supported_angstrom,
     views_of,
 )
-from cesped_stream.imaging.band import Band, BandImages, exact_product
+from cesped_stream.imaging.band import Band, BandImages, exact_product, times_real
 from cesped_stream.imaging.noise_model import NoiseModel, whitened_weights
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
+from cesped_stream.imaging.shift_prior import LEAST_RANGE_ANGSTROM
 from cesped_stream.settings import GallerySettings
 from cesped_stream.so3.distribution import SparseDistribution, top_poses_sparse
 from cesped_stream.so3.grids import grid_step_deg, nearest_index
@@ -27,29 +28,18 @@ from cesped_stream.so3.symmetry import group_rotations
 
 SHIFT_STEPS_PER_LIMIT: Final = 4.0
 SEPARATION_IN_GRID_STEPS: Final = 2.0
-LEAST_STD: Final = 0.05
-SHIFT_BLOCK: Final = 16
 NEAR_COARSE_STEPS: Final = 1.5
-"""How far from the coarse search's likely shifts the fine one looks, in coarse steps."""
-SHIFT_CENTRES: Final = 2
-SHIFT_CENTRES_APART: Final = 2.0
-"""How many such shifts there are, and how far apart they are at least, in coarse steps."""
-LEAST_MASS_OF_A_SHIFT: Final = 1e-3
-"""A shift of less posterior mass than this share of the likeliest one's is not searched."""
+"""How far from a coarse view's best shift the fine search looks, in coarse steps."""
+UNDECIDED: Final = 4
+"""So many times `keep_fraction` is followed where the coarse search leaves it open which views are likely."""
+LEAST_MASS_OF_A_VIEW: Final = 3e-4
+"""Those further coarse views have at least this share of the likeliest one's posterior mass."""
 _LEAST_POWER: Final = 1e-20
 _LARGEST_CORRELATION: Final = 0.999
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class NoiseScores:
-    """What images of nothing but noise reach: mean and spread of `Proposals.standing` over them."""
-
-    mean: float
-    std: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,24 +58,22 @@ class Proposals:
     """`(n, modes)`: posterior mass around each."""
     log_likelihood: Float64
     """`(n,)`: of the best rotation and shift, over that of noise alone (likelihood score), or the correlation."""
-    standing: Float64
-    """`(n,)`: the best score in units in which noise has variance 1 at a single view and shift."""
-    above_noise: Float64
-    """`(n,)`: `standing` less what noise reaches, in standard deviations of that; NaN without `NoiseScores`."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
     """A batch's coefficients with weights, for one set of views."""
 
-    real: Tensor
-    """`(m, shifts, t)` float32: real part of the weighted images moved by each shift."""
-    imaginary: Tensor
-    """`(m, shifts, t)` float32."""
+    weighted: Tensor
+    """`(t, m)` complex64: images times CTF over the noise's variance."""
     norm: Tensor
     """`(m, t)` float32."""
     length: Tensor
     """`(t,)`: norm of the images, for the correlation."""
+
+    def part(self, which: slice) -> "_Batch":
+        """The images of a slice."""
+        return _Batch(self.weighted[which], self.norm[:, which], self.length[which])
 
 
 class ProjectionGallery:
@@ -117,30 +105,59 @@ class ProjectionGallery:
         )
         self._coarse_step = settings.shift_step_angstrom or self.coarse_band.limit_angstrom / SHIFT_STEPS_PER_LIMIT
         self.shift_step_angstrom = min(self._coarse_step, self.band.limit_angstrom / SHIFT_STEPS_PER_LIMIT)
-        self.coarse_shifts_angstrom = _shift_grid(settings.shift_range_angstrom, self._coarse_step)
+        self.coarse_shifts_angstrom = _shift_grid(self.shift_range_angstrom, self._coarse_step)
         self._near_shifts = _shift_grid(NEAR_COARSE_STEPS * self._coarse_step, self.shift_step_angstrom)
         projector = MapProjector(reference.volume, reference.pixel_size_angstrom, device=self.device)
         self._coarse = self._views(
             projector, settings.coarse_order, self.coarse_band, coarse_displacement, self._coarse_step
         )
         self._fine = self._views(projector, settings.grid_order, self.band, displacement, self.shift_step_angstrom)
-        self._coarse_phases, self._near_phases = (
+        self._coarse_phases, near_phases, self._centre_phases = (
             band.shift_phases(torch.from_numpy(shifts)).to(self.device)
-            for band, shifts in ((self.coarse_band, self.coarse_shifts_angstrom), (self.band, self._near_shifts))
+            for band, shifts in (
+                (self.coarse_band, self.coarse_shifts_angstrom),
+                (self.band, self._near_shifts),
+                (self.band, self.coarse_shifts_angstrom),
+            )
         )
+        self._coarse_waves, self._near_waves = _waves(self._coarse_phases), _waves(near_phases)
+        self._coarse_prior, self._near_prior = self._priors()
+        grid = torch.from_numpy(self.coarse_shifts_angstrom).to(self.device)
+        self._is_beside = torch.cdist(grid, grid) <= NEAR_COARSE_STEPS * self._coarse_step + 1e-6
         children, is_child = finer_views_of(self._coarse.unit, self._fine.unit)
         self._children = torch.from_numpy(children).to(self.device)
         self._is_child = torch.from_numpy(is_child).to(self.device)
         self._log_children = self._is_child.sum(1).clamp(min=1e-9).log()
         self._kept_views = max(1, round(settings.keep_fraction * len(self._coarse)))
 
+    @property
+    def shift_range_angstrom(self) -> float:
+        """Shifts within this distance are searched: the setting's, else what the reference's aligned rows reach."""
+        learned = self.reference.shift_prior
+        automatic = LEAST_RANGE_ANGSTROM if learned is None else learned.range_angstrom
+        return self.settings.shift_range_angstrom or automatic
+
+    def _priors(self) -> tuple[Tensor, Tensor]:
+        """Log prior of the coarse shifts `(s,)` and of those about each `(s, near)`, each set's masses adding to 1."""
+        near = self.coarse_shifts_angstrom[:, None] + self._near_shifts
+        learned = self.reference.shift_prior
+        if learned is None or not self.settings.shift_prior or self.settings.score == "correlation":
+            density = (np.zeros(len(near)), np.zeros(near.shape[:2]))
+        else:
+            density = (learned.log_density_at(self.coarse_shifts_angstrom), learned.log_density_at(near))
+        mass = np.logaddexp.reduce(density[0])
+        per_cell = 2 * np.log(self._coarse_step / self.shift_step_angstrom)
+        first, about = (
+            torch.from_numpy(part.astype(np.float32)).to(self.device)
+            for part in (density[0] - mass, density[1] - mass - per_cell)
+        )
+        return first, about
+
     def __len__(self) -> int:
         """Return the number of views of the result's order."""
         return len(self._fine)
 
-    def propose(
-        self, images: BandImages, noise: NoiseModel, rows: Int64, *, of_noise: NoiseScores | None = None
-    ) -> Proposals:
+    def propose(self, images: BandImages, noise: NoiseModel, rows: Int64) -> Proposals:
         """Return the proposals for images in this gallery's `band`; `rows` `(n,)` are their rows in `noise`.
 
         ValueError for images of another band.
@@ -155,23 +172,7 @@ class ProjectionGallery:
             parts.append([part[:count] for part in self._propose_batch(batch, noise, index)])
         if not parts:
             raise ValueError("no images; propose for at least one")
-        return self._proposals([torch.cat(part).cpu() for part in zip(*parts, strict=True)], of_noise)
-
-    def measure_noise(self, images: BandImages, noise: NoiseModel, rows: Int64, *, seed: int = 0) -> NoiseScores:
-        """Return what noise reaches that has the model's spectrum and these images' CTFs; `seed` fixes the noise."""
-        generator = torch.Generator().manual_seed(seed)
-        shape = (*images.matched.shape, 2)
-        white = torch.view_as_complex(torch.randn(shape, generator=generator) / 2**0.5).to(images.matched.device)
-        variance = noise.variance_in(images.band).to(white.device)[torch.from_numpy(rows).to(white.device)]
-        coefficients = white * variance.sqrt()
-        transfer = images.ctf_square.sqrt()
-        power = coefficients.real.square() + coefficients.imag.square()
-        power *= torch.where(images.premultiplied[:, None], images.ctf_square, 1.0)
-        nothing = BandImages(
-            images.band, coefficients * transfer, images.ctf_square, power, images.premultiplied, images.information
-        )
-        standing = self.propose(nothing, noise, rows).standing
-        return NoiseScores(float(standing.mean()), max(float(standing.std()), LEAST_STD))
+        return self._proposals([torch.cat(part).cpu() for part in zip(*parts, strict=True)])
 
     def _views(
         self, projector: MapProjector, order: int, band: Band, displacement: float, shift_step_angstrom: float
@@ -181,13 +182,8 @@ class ProjectionGallery:
             envelope = np.ones_like(envelope)
         return views_of(projector, self.reference.symmetry, order, band, envelope)
 
-    def _weighted(
-        self, images: BandImages, noise: NoiseModel, rows: Int64, views: Views, phases: Tensor, centres: Tensor
-    ) -> _Batch:
-        """What a batch's products with these views need; the noise includes what the grid cannot resolve.
-
-        `phases` `(shifts, m)` move every image, after `centres` `(t, m)` moved each.
-        """
+    def _weighted(self, images: BandImages, noise: NoiseModel, rows: Int64, views: Views) -> _Batch:
+        """What a batch's products with these views need; the noise includes what the grid cannot resolve."""
         linear, square = whitened_weights(images, noise, rows)
         if self.settings.score == "correlation":
             linear, square = torch.ones_like(linear), torch.ones_like(square)
@@ -195,76 +191,63 @@ class ProjectionGallery:
             # a^2 C^2 |S|^2 (1 - envelope^2) over the noise's variance; square is a^2 over it
             unresolved = square * images.ctf_square * (views.shell_power * (1 - views.envelope.square()))
             linear, square = linear / (1 + unresolved), square / (1 + unresolved)
-        centred = torch.complex(*exact_product(images.matched * linear, centres))
-        real, imaginary = exact_product(centred.T[:, None], phases.T[:, :, None])
         length = images.power.sum(1).sqrt()
-        return _Batch(real, imaginary, (images.ctf_square * square).T.contiguous(), length)
+        return _Batch(times_real(images.matched, linear), (images.ctf_square * square).T.contiguous(), length)
 
     def _propose_batch(self, images: BandImages, noise: NoiseModel, rows: Int64) -> list[Tensor]:
-        """Positions of the fine views kept, their log-weights, best scores, shifts and the standing of the best."""
+        """Positions of the fine views kept, their log-weights, shifts and the best score."""
         blurred = images.within(self.coarse_band.limit_angstrom)
-        as_it_is = torch.ones(1, len(self.coarse_band), dtype=torch.complex64, device=self.device)
-        coarse = self._weighted(blurred, noise, rows, self._coarse, self._coarse_phases, as_it_is)
+        coarse = self._weighted(blurred, noise, rows, self._coarse)
+        fine = self._weighted(images, noise, rows, self._fine)
         best = self._search_coarse(coarse)
-        places, likely = self._likely_shifts(coarse, best)
-        centres = torch.from_numpy(self.coarse_shifts_angstrom).to(self.device)[places]
-        parts = [
-            self._weighted(images, noise, rows, self._fine, self._near_phases, self.band.shift_phases(centre))
-            for centre in centres
-        ]
-        fine = _Batch(
-            torch.cat([part.real for part in parts], 1),
-            torch.cat([part.imaginary for part in parts], 1),
-            parts[0].norm,
-            parts[0].length,
-        )
-        moves = centres.transpose(0, 1)[:, :, None] + torch.from_numpy(self._near_shifts).to(self.device)
         step = 1 if self.device.type == "cpu" else self.settings.batch_size
         found = [
-            self._search_fine(fine, best[i : i + step], likely[:, i : i + step], i) for i in range(0, len(images), step)
+            self._follow(coarse.part(slice(i, i + step)), fine.part(slice(i, i + step)), best[i : i + step])
+            for i in range(0, len(images), step)
         ]
-        positions, weights, place, peak, standing = (torch.cat(part) for part in zip(*found, strict=True))
-        chosen = moves.flatten(1, 2).gather(1, place[:, :, None].expand(-1, -1, 2))
-        return [positions, weights, chosen, peak, standing]
+        return [torch.cat(part) for part in zip(*found, strict=True)]
 
-    def _likely_shifts(self, batch: _Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Places `(SHIFT_CENTRES, t)` of the shifts with most posterior mass of the best coarse views, apart.
+    def _follow(self, coarse: _Batch, fine: _Batch, best: Tensor) -> list[Tensor]:
+        """Search the fine views of the best coarse ones, each about the shift that is best for its coarse view."""
+        height, chosen = best.topk(min(UNDECIDED * self._kept_views, best.shape[1]), dim=1)
+        weight = self._log_weight(height, self.coarse_band)
+        followed = weight >= weight[:, :1] + np.log(LEAST_MASS_OF_A_VIEW)
+        followed[:, : self._kept_views] = True
+        count = int(followed.sum(1).max())
+        chosen, followed = chosen[:, :count], followed[:, :count]
+        centres = self._own_shifts(coarse, chosen, followed)
+        return self._search_fine(fine, best, chosen, followed, centres)
 
-        With them which of them have enough to be searched, likewise; the first always.
+    def _own_shifts(self, batch: _Batch, chosen: Tensor, followed: Tensor) -> Tensor:
+        """Which of the coarse shifts `(t, k)` suits each of the coarse views `chosen` `(t, k)` best.
+
+        Where that is next to the shift with most posterior mass, it is that one: what is compared is then alike.
         """
-        views = self._coarse
-        chosen = scores.topk(self._kept_views, dim=1).indices.cpu().numpy()
-        pair = torch.from_numpy(views.pair[chosen]).to(self.device)
-        sign = torch.from_numpy(np.where(views.conjugate[chosen], np.float32(-1), np.float32(1))).to(self.device)
-        linear = torch.bmm(_rows(views.real, pair), batch.real.permute(2, 0, 1))
-        linear += torch.bmm(_rows(views.imaginary, pair), batch.imaginary.permute(2, 0, 1)) * sign[:, :, None]
-        norm = torch.bmm(_rows(views.power, pair), batch.norm.T[:, :, None])
-        score = self._score(linear, norm, batch.length[:, None, None])
-        mass = self._log_weight(score, self.coarse_band).logsumexp(1)
-        grid = torch.from_numpy(self.coarse_shifts_angstrom).to(self.device)
-        near = torch.cdist(grid, grid) <= SHIFT_CENTRES_APART * self._coarse_step + 1e-6
-        most, places, likely = mass.amax(1), [], []
-        for _ in range(SHIFT_CENTRES):
-            height, place = mass.max(1)
-            places.append(place)
-            likely.append(height >= most + np.log(LEAST_MASS_OF_A_SHIFT))
-            mass = mass.masked_fill(near[place], -torch.inf)
-        return torch.stack(places), torch.stack(likely)
+        products = _products(*self._rows_of(self._coarse, chosen), batch.weighted[:, None])
+        linear = torch.matmul(products, self._coarse_waves) + self._coarse_prior
+        norm = self._norm_of(self._coarse, chosen, batch)
+        score = self._score(linear, norm[:, :, None], batch.length[:, None, None])
+        weight = self._log_weight(score, self.coarse_band).masked_fill(~followed[:, :, None], -torch.inf)
+        likeliest = weight.logsumexp(1).argmax(1, keepdim=True)
+        own = score.argmax(2)
+        return torch.where(self._is_beside[own, likeliest], likeliest, own)
 
     def _search_coarse(self, batch: _Batch) -> Tensor:
-        """Best score over shifts, `(t, coarse views)`."""
+        """Best score over shifts, their prior included, `(t, coarse views)`."""
         views = self._coarse
-        num_shifts, size = batch.real.shape[1:]
+        num_shifts, size = len(self.coarse_shifts_angstrom), len(batch.weighted)
         tile = max(1, self.settings.memory_mib * 2**20 // (8 * num_shifts * size))
-        real, imaginary = (_matrix(part, self.settings.precision) for part in (batch.real, batch.imaginary))
+        moved = exact_product(batch.weighted.T[:, None], self._coarse_phases.T[:, :, None])
+        real, imaginary = (_matrix(part, self.settings.precision) for part in moved)
+        prior = self._coarse_prior[None, :, None]
         both = torch.empty(2, len(views.real), size, device=self.device)
         for start in range(0, len(views.real), tile):
             part = slice(start, start + tile)
             even = _product(views.real[part], real, self.settings.precision).view(-1, num_shifts, size)
             odd = _product(views.imaginary[part], imaginary, self.settings.precision).view(-1, num_shifts, size)
             norm = views.power[part] @ batch.norm
-            both[0, part] = self._score((even + odd).amax(1), norm, batch.length)
-            both[1, part] = self._score(even.sub_(odd).amax(1), norm, batch.length)
+            both[0, part] = self._score((even + odd).add_(prior).amax(1), norm, batch.length)
+            both[1, part] = self._score(even.sub_(odd).add_(prior).amax(1), norm, batch.length)
         conjugate, pair = (torch.from_numpy(a).to(self.device) for a in (views.conjugate.astype(np.int64), views.pair))
         return both[conjugate, pair].T.contiguous()
 
@@ -281,62 +264,77 @@ class ProjectionGallery:
             score = torch.where(score.isneginf(), score, gain)
         return score / self.settings.temperature
 
-    def _search_fine(self, batch: _Batch, coarse: Tensor, likely: Tensor, first: int) -> list[Tensor]:
-        """Search the fine views of the best coarse ones, for the particles `first` and on of a batch."""
-        views, count, near = self._fine, len(coarse), len(self._near_shifts)
-        num_shifts = near * int(likely.sum(0).max())
-        chosen = coarse.topk(self._kept_views, dim=1).indices
-        candidates, is_one = self._children[chosen].flatten(1), self._is_child[chosen].flatten(1)
-        order = is_one.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-        longest = max(int(is_one.sum(1).max()), 1)
-        candidates, is_one = (part.gather(1, order[:, :longest]) for part in (candidates, is_one))
-        flat = candidates.cpu().numpy()
-        pair = torch.from_numpy(views.pair[flat]).to(self.device)
-        sign = torch.from_numpy(np.where(views.conjugate[flat], np.float32(-1), np.float32(1))).to(self.device)
-        part = slice(first, first + count)
-        # (t, shifts, m) x (t, m, f): MKL is fastest with whole blocks of rows, hence the empty shifts at the end
-        real, imaginary = (
-            torch.nn.functional.pad(moved[:, :num_shifts, part].permute(2, 1, 0), (0, 0, 0, -num_shifts % SHIFT_BLOCK))
-            for moved in (batch.real, batch.imaginary)
-        )
-        linear = torch.bmm(real, _rows(views.real, pair).mT)
-        linear += torch.bmm(imaginary, _rows(views.imaginary, pair).mT) * sign[:, None]
-        norm = torch.bmm(batch.norm[:, part].T[:, None], _rows(views.power, pair).mT)
-        scores = self._score(linear[:, :num_shifts], norm, batch.length[part, None, None])
-        searched = likely.T.repeat_interleave(near, dim=1)[:, :num_shifts]
-        scores = scores.masked_fill(~searched[:, :, None], -torch.inf)
-        return self._kept(scores, norm[:, 0], candidates, is_one, coarse, chosen)
+    def _search_fine(
+        self, batch: _Batch, coarse: Tensor, chosen: Tensor, followed: Tensor, centres: Tensor
+    ) -> list[Tensor]:
+        """Search the fine views of the coarse ones `chosen` `(t, k)` about their shifts `centres` `(t, k)`."""
+        views, most = self._fine, self._children.shape[1]
+        candidates, is_one = self._children[chosen].flatten(1), self._is_child[chosen] & followed[:, :, None]
+        order = is_one.flatten(1).to(torch.int8).argsort(dim=1, descending=True, stable=True)
+        order = order[:, : max(int(is_one.flatten(1).sum(1).max()), 1)]
+        candidates, is_one = candidates.gather(1, order), is_one.flatten(1).gather(1, order)
+        parent = order // most
+        phases = self._centre_phases[centres]
+        moved = torch.complex(*exact_product(batch.weighted[:, None], phases))
+        moved = moved.gather(1, parent[:, :, None].expand(-1, -1, moved.shape[2]))
+        linear = torch.matmul(_products(*self._rows_of(views, candidates), moved), self._near_waves)
+        norm = self._norm_of(views, candidates, batch)
+        scores = self._score(linear, norm[:, :, None], batch.length[:, None, None])
+        return self._kept(scores, candidates, is_one, centres.gather(1, parent), coarse, chosen, followed)
 
     def _kept(
-        self, scores: Tensor, norm: Tensor, candidates: Tensor, is_one: Tensor, coarse: Tensor, chosen: Tensor
+        self,
+        scores: Tensor,
+        candidates: Tensor,
+        is_one: Tensor,
+        centres: Tensor,
+        coarse: Tensor,
+        chosen: Tensor,
+        followed: Tensor,
     ) -> list[Tensor]:
-        """The best fine views of scores `(t, shifts, f)`, their log-weights normalised over all views.
+        """The best fine views of scores `(t, f, near)`, their log-weights normalised over all views.
 
         Those that were not searched have the share that the coarse views give them.
         """
-        uniform = np.log(scores.shape[1])
-        log_weights = (self._log_weight(scores, self.band).logsumexp(1) - uniform).masked_fill(~is_one, -torch.inf)
-        total = log_weights.logsumexp(1) - self._log_share_followed(coarse, chosen)
+        prior = self._near_prior[centres]
+        posterior = self._log_weight(scores, self.band) + prior
+        log_weights = posterior.logsumexp(2).masked_fill(~is_one, -torch.inf)
+        total = log_weights.logsumexp(1) - self._log_share_followed(coarse, chosen, followed)
         count = min(self.settings.num_kept, log_weights.shape[1])
         values, places = log_weights.topk(count, dim=1)
         missing = (0, self.settings.num_kept - count)
         values = torch.nn.functional.pad(values - total[:, None], missing, value=-torch.inf)
         places = torch.nn.functional.pad(places, missing)
-        best, shift = scores.gather(2, places[:, None].expand(-1, scores.shape[1], -1)).max(1)
-        peak, power = best[:, 0], norm.gather(1, places[:, :1])[:, 0]
-        if self.settings.score == "correlation":
-            standing = peak * (2 * len(self.band)) ** 0.5
-        else:  # of noise alone the score has mean -power and variance 2 power
-            standing = (peak + power) / (2 * power.clamp(min=_LEAST_POWER)).sqrt()
-        return [candidates.gather(1, places), values, shift, peak, standing]
+        near = posterior.gather(1, places[:, :, None].expand(-1, -1, scores.shape[2])).argmax(2)
+        own = centres.gather(1, places)
+        shifts = self._near_shifts_of(own, near)
+        peak = scores.gather(1, places[:, :1, None].expand(-1, -1, scores.shape[2]))[:, 0].gather(1, near[:, :1])[:, 0]
+        return [candidates.gather(1, places), values, shifts, peak]
 
-    def _log_share_followed(self, coarse: Tensor, chosen: Tensor) -> Tensor:
+    def _near_shifts_of(self, centres: Tensor, near: Tensor) -> Tensor:
+        """Shifts `(..., 2)` float64 of coarse shifts and of those about them."""
+        coarse, fine = (torch.from_numpy(a).to(self.device) for a in (self.coarse_shifts_angstrom, self._near_shifts))
+        return coarse[centres] + fine[near]
+
+    def _norm_of(self, views: Views, index: Tensor, batch: _Batch) -> Tensor:
+        """What views at indices `(t, f)` have in the images, `(t, f)`."""
+        pair = torch.from_numpy(views.pair[index.cpu().numpy()]).to(self.device)
+        return torch.bmm(_rows(views.power, pair), batch.norm.T[:, :, None])[:, :, 0]
+
+    def _rows_of(self, views: Views, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and imaginary coefficients `(t, f, m)` of views at indices `(t, f)`."""
+        flat = index.cpu().numpy()
+        pair = torch.from_numpy(views.pair[flat]).to(self.device)
+        sign = torch.from_numpy(np.where(views.conjugate[flat], np.float32(-1), np.float32(1))).to(self.device)
+        return _rows(views.real, pair), _rows(views.imaginary, pair).mul_(sign[:, :, None])
+
+    def _log_share_followed(self, coarse: Tensor, chosen: Tensor, followed: Tensor) -> Tensor:
         """Log of the posterior mass, by the coarse scores, at the coarse views that were followed, `(t,)`."""
         mass = self._log_weight(coarse, self.coarse_band) + self._log_children
-        return mass.gather(1, chosen).logsumexp(1) - mass.logsumexp(1)
+        return mass.gather(1, chosen).masked_fill(~followed, -torch.inf).logsumexp(1) - mass.logsumexp(1)
 
-    def _proposals(self, found: list[Tensor], of_noise: NoiseScores | None) -> Proposals:
-        positions, log_weights, moved, peak, standing = found
+    def _proposals(self, found: list[Tensor]) -> Proposals:
+        positions, log_weights, moved, peak = found
         order, settings = self.settings.grid_order, self.settings
         indices = self._fine.unit.points[positions.numpy()]
         distribution = SparseDistribution(order, True, indices, log_weights.numpy())
@@ -346,7 +344,6 @@ class ProjectionGallery:
         moves = moved.numpy()
         chosen = nearest_index(modes.reshape(-1, 3, 3), order).reshape(len(modes), -1)
         column = (indices[:, None] == chosen[:, :, None]).argmax(2)
-        height = standing.double().numpy()
         return Proposals(
             distribution=distribution,
             shifts_angstrom=moves.astype(np.float32),
@@ -354,8 +351,6 @@ class ProjectionGallery:
             mode_shifts_angstrom=np.take_along_axis(moves, column[:, :, None], 1),
             mode_weights=weights,
             log_likelihood=peak.double().numpy(),
-            standing=height,
-            above_noise=np.full(len(height), np.nan) if of_noise is None else (height - of_noise.mean) / of_noise.std,
         )
 
 
@@ -366,6 +361,16 @@ def _shift_grid(range_angstrom: float, step_angstrom: float) -> Float64:
     y, x = np.meshgrid(axis, axis, indexing="ij")
     inside = x**2 + y**2 <= (range_angstrom / step_angstrom + 1e-6) ** 2
     return np.asarray(np.stack([x[inside], y[inside]], -1) * step_angstrom, np.float64)
+
+
+def _products(real: Tensor, imaginary: Tensor, images: Tensor) -> Tensor:
+    """Real and imaginary parts of conj(S) times images `(t, 1 or f, m)`, side by side `(t, f, 2 m)`."""
+    return torch.cat([real * images.real + imaginary * images.imag, real * images.imag - imaginary * images.real], -1)
+
+
+def _waves(phases: Tensor) -> Tensor:
+    """Factors `(2 m, shifts)` that make `_products` the scores of images moved by phases `(shifts, m)`."""
+    return torch.cat([phases.real, -phases.imag], 1).T.contiguous()
 
 
 def _rows(matrix: Tensor, index: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ def band_images(
     transfer = torch.where((flipped & ~premultiplied)[:, None], transfer.abs(), transfer)
     return BandImages(
         band=band,
-        matched=_times_real(coefficients, torch.where(premultiplied[:, None], 1.0, transfer)),
+        matched=times_real(coefficients, torch.where(premultiplied[:, None], 1.0, transfer)),
         ctf_square=transfer.square(),
         power=coefficients.real.square() + coefficients.imag.square(),
         premultiplied=premultiplied,
@@ -237,7 +237,7 @@ def exact_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real
 
 
-def _times_real(values: Tensor, factors: Tensor) -> Tensor:
+def times_real(values: Tensor, factors: Tensor) -> Tensor:
     """Return complex values times real factors, part by part: as `exact_product`."""
     return torch.complex(values.real * factors, values.imag * factors)
 

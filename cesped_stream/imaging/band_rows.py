@@ -1,6 +1,6 @@
 """Rows of a star as Fourier coefficients: read once, cut to several bands."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,10 +81,12 @@ def read_band_images(
     *,
     background_radius_angstrom: float = 0.0,
     device: torch.device | str = "cpu",
+    on_images: Callable[[UsableImages], None] = lambda images: None,
 ) -> BandRows:
     """Return the coefficients of a table's rows in each of `bands`; boxes and pixel sizes may differ between rows.
 
-    Memory: `ROWS_AT_ONCE` raw images, and 20 bytes a coefficient. Raises what reading raises.
+    `on_images` is shown the raw images too, part by part: what else needs them reads them once. Memory: `ROWS_AT_ONCE`
+    raw images, and 20 bytes a coefficient. Raises what reading raises.
     """
     flag, digest = np.zeros(len(table), np.uint8), np.zeros((len(table), DIGEST_BYTES), np.uint8)
     ctf = table.ctf_parameters()
@@ -92,6 +94,7 @@ def read_band_images(
     parts = [images_in_bands(nothing, ctf.select(slice(0, 0)), bands)]
     index = [np.empty(0, np.int64)]
     for part in usable_images(table, reader, flag, digest):
+        on_images(part)
         images, parameters = part.images.to(device), ctf.select(part.index)
         parts.append(images_in_bands(images, parameters, bands, background_radius_angstrom=background_radius_angstrom))
         index.append(part.index)

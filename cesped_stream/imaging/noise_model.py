@@ -1,7 +1,7 @@
 """The noise of images by optics group: a spectrum and the scale of the signal, from residuals."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,14 @@ def optics_key(group: OpticsGroup) -> str:
     """Return what makes two optics groups of different stars the same: name, microscope and what the images carry."""
     numbers = (f"{group.number(label, 0.0):g}" for label in _NUMBERS)
     return " ".join([group.name, *numbers, str(group.ctf_premultiplied), str(group.phase_flipped)])
+
+
+@dataclass(frozen=True)
+class NoiseScores:
+    """What images of nothing but noise reach: mean and spread of their particle scores."""
+
+    mean: float
+    std: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +161,19 @@ def _pooled(residual: Float64, weight: Float64) -> Float64:
             low, high = max(0, low - 1), min(len(residual), high + 1)
         values[shell] = residual[low:high].sum() / max(weight[low:high].sum(), 1e-30)
     return values
+
+
+def noise_images(like: BandImages, noise: NoiseModel, rows: Int64, *, seed: int = 0) -> BandImages:
+    """Return images of nothing but noise with the model's spectrum and the CTFs of `like`; `seed` fixes them.
+
+    `rows` `(n,)` are the images' rows in `noise`.
+    """
+    generator, device = torch.Generator().manual_seed(seed), like.matched.device
+    white = torch.view_as_complex(torch.randn((*like.matched.shape, 2), generator=generator) / 2**0.5).to(device)
+    coefficients = white * noise.variance_in(like.band).to(device)[torch.from_numpy(rows).to(device)].sqrt()
+    power = coefficients.real.square() + coefficients.imag.square()
+    power *= torch.where(like.premultiplied[:, None], like.ctf_square, 1.0)
+    return replace(like, matched=coefficients * like.ctf_square.sqrt(), power=power)
 
 
 def whitened_weights(images: BandImages, noise: NoiseModel, rows: Int64) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +12,9 @@ from numpy.typing import NDArray
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidCheckpointError, PermanentError, UnreachableFileError
 from cesped_stream.imaging.maps import read_map, write_map
-from cesped_stream.imaging.noise_model import NoiseModel
-from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name
+from cesped_stream.imaging.noise_model import NoiseModel, NoiseScores
+from cesped_stream.imaging.shift_prior import ShiftPrior
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.table import ParticleTable
 
 FORMAT: Final = 1
@@ -41,6 +40,12 @@ class Reference:
     """Sorted digests of the particles in it (`particle_digests`); empty for a given map."""
     noise: NoiseModel | None = None
     """Noise of its optics groups, fitted at the poses that it is made of."""
+    shift_prior: ShiftPrior | None = None
+    """Where its particles stand in their images; None for a given map."""
+    of_noise: NoiseScores | None = None
+    """What noise reaches beside it; measured where it is published (`ReferenceMatcher.measure_noise`)."""
+    num_left_out: int = 0
+    """Members that are not in the map, since they agree with it no better than noise (`reconstruction.agreement`)."""
 
     @property
     def alignment(self) -> str:
@@ -75,25 +80,6 @@ class Reference:
             )
 
 
-def particle_digests(table: ParticleTable) -> UInt64:
-    """Return 64 bits `(n,)` of each particle's identity, (resolved stack, index), whatever its columns say.
-
-    The stack is `cestreamStack`, else rlnImageName relative to the star's folder. Two particles of ten million share
-    a digest with a probability of 3e-6.
-    """
-    names = [parse_image_name(text) for text in table.column("rlnImageName")]
-    if STACK_LABEL in table:
-        stacks = table.column(STACK_LABEL)
-    else:
-        base = Path(table.source).parent
-        stacks = [quote(os.path.realpath(base / name)) for _, name in names]
-    digests = [
-        hashlib.blake2b(f"{index}@{stack}".encode(), digest_size=8).digest()
-        for (index, _), stack in zip(names, stacks, strict=True)
-    ]
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-
-
 def save_reference(folder: Path, reference: Reference) -> str:
     """Write `reference_<half>.mrc`, `.members` (little-endian uint64), then `.json`; return the reference's id.
 
@@ -106,6 +92,11 @@ def save_reference(folder: Path, reference: Reference) -> str:
     values = _described(reference)
     write_whole(stem.with_suffix(".json"), json.dumps(values, indent=1, sort_keys=True).encode() + b"\n")
     return str(values["id"])
+
+
+def reference_id(reference: Reference) -> str:
+    """Return the id that `save_reference` gives this reference: a hash of all that it is."""
+    return str(_described(reference)["id"])
 
 
 def load_reference(folder: Path, half_set: int) -> Reference:
@@ -121,7 +112,7 @@ def load_reference(folder: Path, half_set: int) -> Reference:
         raise InvalidCheckpointError(f"{stem}.json: {error}; write the reference again") from None
     volume, _ = read_map(stem.with_suffix(".mrc"))
     try:
-        noise = values["noise"]
+        noise, shift_prior = values["noise"], values.get("shift_prior")
         reference = Reference(
             volume,
             float(values["pixel_size_angstrom"]),
@@ -131,6 +122,9 @@ def load_reference(folder: Path, half_set: int) -> Reference:
             bool(values["shared"]),
             members,
             None if noise is None else NoiseModel.from_json(noise),
+            None if shift_prior is None else ShiftPrior.from_json(shift_prior),
+            None if values.get("of_noise") is None else NoiseScores(**values["of_noise"]),
+            int(values.get("num_left_out", 0)),
         )
     except (KeyError, TypeError) as error:
         raise InvalidCheckpointError(f"{stem}.json: {error!r}; write the reference again") from None
@@ -152,5 +146,11 @@ def _described(reference: Reference) -> dict[str, Any]:
         "members_sha256": hashlib.sha256(reference.members.astype("<u8").tobytes()).hexdigest(),
         "noise": None if reference.noise is None else reference.noise.to_json(),
     }
+    if reference.shift_prior is not None:
+        values["shift_prior"] = reference.shift_prior.to_json()
+    if reference.of_noise is not None:
+        values["of_noise"] = {"mean": reference.of_noise.mean, "std": reference.of_noise.std}
+    if reference.num_left_out:
+        values["num_left_out"] = reference.num_left_out
     values["id"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
     return values

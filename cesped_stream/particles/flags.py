@@ -11,10 +11,12 @@ class ImageFlag(IntEnum):
     INF = 2
     CONSTANT = 3
     UNREADABLE = 4
+    IN_REFERENCE = 5
+    """The particle is part of the reference that would score it; nothing is wrong with its image."""
 
     @property
     def status(self) -> str:
-        """The text of `cestreamStatus`: "nan", "inf", "constant", "unreadable"; "ok" is never written to a star."""
+        """The text of `cestreamStatus`: "nan", "inf", "constant", "unreadable", "in_reference"; "ok" is in no star."""
         return self.name.lower()
 
 

@@ -1,6 +1,8 @@
 """References of one half-set: from its aligned rows, or from a given map."""
 
+import logging
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,17 +15,24 @@ from cesped_stream.imaging.maps import crop_map
 from cesped_stream.imaging.noise_model import NoiseModel, fit_noise, optics_key
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
-from cesped_stream.imaging.reference import Reference, particle_digests
+from cesped_stream.imaging.reference import Reference
+from cesped_stream.imaging.shift_prior import ShiftPrior, fit_shift_prior
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader, read_images
 from cesped_stream.particles.table import CtfParameters, ParticleTable
+from cesped_stream.reconstruction.agreement import agreeing, log_likelihoods
 from cesped_stream.reconstruction.backproject import Backprojector, wiener_prior
 from cesped_stream.reconstruction.fsc import postprocess_fsc, resolution_angstrom
 from cesped_stream.reconstruction.mask import lowpassed, soft_mask
 from cesped_stream.settings import PreprocessSettings, ReferenceSettings
 from cesped_stream.so3.symmetry import group_rotations
 
+logger = logging.getLogger(__name__)
+
 LEAST_ROWS = 20
+LEAVING_OUT_ROUNDS = 3
 MARGIN_TO_NYQUIST = 1.05
+SPREADS_PER_RESOLUTION = 4
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -37,10 +46,11 @@ def reference_from_rows(
 
     The rows are split in two (every other one); the FSC of the two maps, corrected for the mask by random phases and
     carried over to all rows (2 F / (1 + F)), gives filter and resolution, so the other half-set is never looked at. The
-    noise model is fitted to each part with the map of the other. Images of other boxes or pixel sizes than the most
-    frequent are resampled to it. Memory: `ROWS_AT_ONCE` images, two padded maps and up to `settings.noise_rows`
-    images' coefficients. InvalidStarError for rows of two half-sets, or fewer than `LEAST_ROWS` with a pose and a
-    usable image; else what reading raises.
+    noise model is fitted to each part with the map of the other. Rows that the other part's map explains no better than
+    noise does (junk, wrong poses: `agreement`) are left out, and all is made again; they stay members. Images of other
+    boxes or pixel sizes than the most frequent are resampled to it. Memory: `ROWS_AT_ONCE` images, two padded maps and
+    up to `settings.noise_rows` images' coefficients. InvalidStarError for rows of two half-sets, or fewer than
+    `LEAST_ROWS` with a pose and a usable image; else what reading raises.
     """
     halves = np.unique(table.half_sets())
     if len(halves) > 1:
@@ -49,25 +59,34 @@ def reference_from_rows(
         )
     table = table.select(np.flatnonzero(table.has_poses()))
     frame = _Frame.of(table, settings, reader)
-    parts = [Backprojector(frame.box_size, frame.pixel_size_angstrom, device=device) for _ in range(2)]
-    used = _backproject(table, frame, parts, group_rotations(symmetry), reader)
-    if len(used) < LEAST_ROWS:
-        raise InvalidStarError(
-            f"{table.source or 'aligned rows'}: {len(used)} rows with a pose and a usable image, a reference needs "
-            f"{LEAST_ROWS}; wait for more"
-        )
-    maps = _filtered(parts, frame, settings)
-    noise = _noise(table.select(used), maps, settings, reader, device)
+    make = partial(_Made.of, frame=frame, symmetry=symmetry, settings=settings, reader=reader, device=device)
+    made = make(table, np.arange(len(table)) % 2)
+    usable, part_of, left_out = table.select(made.used), made.used % 2, 0
+    for _ in range(LEAVING_OUT_ROUNDS if settings.leave_out else 0):
+        agree = agreeing(_log_likelihoods(usable, part_of, made, settings, reader, device))
+        if agree.sum() < LEAST_ROWS or np.count_nonzero(~agree) == left_out:
+            break
+        left_out = int(np.count_nonzero(~agree))
+        made = make(usable.select(np.flatnonzero(agree)), part_of[agree])
+    logger.info("reference made", extra={"num_rows": len(usable) - left_out, "num_left_out": left_out})
     return Reference(
-        volume=maps.whole,
+        volume=made.maps.whole,
         pixel_size_angstrom=frame.pixel_size_angstrom,
-        resolution_angstrom=maps.resolution_angstrom,
+        resolution_angstrom=made.maps.resolution_angstrom,
         symmetry=symmetry,
         half_set=int(halves[0]),
         shared=False,
-        members=np.sort(particle_digests(table.select(used))),
-        noise=noise,
+        members=np.sort(particle_digests(usable)),
+        noise=made.noise,
+        shift_prior=_shift_prior(usable, made.maps),
+        num_left_out=left_out,
     )
+
+
+def _shift_prior(table: ParticleTable, maps: "_Maps") -> ShiftPrior:
+    extent = maps.whole.shape[0] * maps.pixel_size_angstrom
+    spread = maps.resolution_angstrom / SPREADS_PER_RESOLUTION
+    return fit_shift_prior(table.shifts_angstrom(), spread, extent / 4)
 
 
 def reference_from_map(
@@ -125,9 +144,14 @@ class _Frame:
 
 
 def _backproject(
-    table: ParticleTable, frame: _Frame, parts: list[Backprojector], group: Float64, reader: StackReader
+    table: ParticleTable,
+    part_of: Int64,
+    frame: _Frame,
+    parts: list[Backprojector],
+    group: Float64,
+    reader: StackReader,
 ) -> Int64:
-    """Add row k to part k % 2; return the rows that were usable, ascending."""
+    """Add row k to part `part_of[k]`; return the rows that were usable, ascending."""
     rotations, shifts, ctf = table.rotations(), table.shifts_angstrom(), table.ctf_parameters()
     used = [np.empty(0, np.int64)]
     flag, digest = np.zeros(len(table), np.uint8), np.zeros((len(table), DIGEST_BYTES), np.uint8)
@@ -135,11 +159,57 @@ def _backproject(
         index = found.index
         images, parameters = frame.images(found.images, ctf.select(index))
         for number, part in enumerate(parts):
-            mine = np.flatnonzero(index % 2 == number)
+            mine = np.flatnonzero(part_of[index] == number)
             rows = index[mine]
             part.add(images[mine], parameters.select(mine), rotations[rows], shifts[rows], group=group)
         used.append(index)
     return np.sort(np.concatenate(used))
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """Maps and noise of some rows."""
+
+    used: Int64
+    """Rows of the table that were usable, ascending."""
+    maps: "_Maps"
+    noise: NoiseModel
+
+    @staticmethod
+    def of(
+        table: ParticleTable,
+        part_of: Int64,
+        frame: _Frame,
+        symmetry: str,
+        settings: ReferenceSettings,
+        reader: StackReader,
+        device: str,
+    ) -> "_Made":
+        parts = [Backprojector(frame.box_size, frame.pixel_size_angstrom, device=device) for _ in range(2)]
+        used = _backproject(table, part_of, frame, parts, group_rotations(symmetry), reader)
+        if len(used) < LEAST_ROWS:
+            raise InvalidStarError(
+                f"{table.source or 'aligned rows'}: {len(used)} rows with a pose and a usable image, a reference needs "
+                f"{LEAST_ROWS}; wait for more"
+            )
+        maps = _filtered(parts, frame, settings)
+        return _Made(used, maps, _noise(table.select(used), part_of[used], maps, settings, reader, device))
+
+
+def _log_likelihoods(
+    table: ParticleTable, part_of: Int64, made: _Made, settings: ReferenceSettings, reader: StackReader, device: str
+) -> Float64:
+    return log_likelihoods(
+        table,
+        part_of,
+        made.maps.parts,
+        made.maps.pixel_size_angstrom,
+        made.maps.resolution_angstrom,
+        made.noise,
+        reader,
+        background_radius_angstrom=settings.background_radius_angstrom,
+        device=device,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,17 +236,22 @@ def _filtered(parts: list[Backprojector], frame: _Frame, settings: ReferenceSett
 
 
 def _noise(
-    table: ParticleTable, maps: _Maps, settings: ReferenceSettings, reader: StackReader, device: str
+    table: ParticleTable,
+    part_of: Int64,
+    maps: _Maps,
+    settings: ReferenceSettings,
+    reader: StackReader,
+    device: str,
 ) -> NoiseModel:
     """The noise at the given poses, each row beside the map that it is not in."""
     step = max(1, -(-len(table) // settings.noise_rows))
     keys = [optics_key(group) for group in table.optics]
-    chosen = _spread_over_groups(table, step)
+    chosen = _spread_over_groups(table, part_of, step)
     extent = maps.whole.shape[0] * maps.pixel_size_angstrom
     band = Band(extent, maps.resolution_angstrom)
     images, slices, groups = [], [], []
     for part, volume in enumerate(maps.parts):
-        rows = chosen[chosen % 2 != part]
+        rows = chosen[part_of[chosen] != part]
         projector = MapProjector(volume, maps.pixel_size_angstrom, device=device)
         picked = table.select(rows)
         found = read_band_images(
@@ -190,10 +265,11 @@ def _noise(
     return fit_noise(BandImages.joined(images), torch.cat(slices), place, [keys[k] for k in present])
 
 
-def _spread_over_groups(table: ParticleTable, step: int) -> Int64:
-    """Every `step`-th row of each optics group, ascending; pairs of rows, so that both parts are among them."""
-    parts = []
-    for group in range(len(table.optics)):
-        rows = np.flatnonzero(table.optics_index == group)
-        parts.append(rows[(np.arange(len(rows)) // 2) % step == 0])
-    return np.sort(np.concatenate(parts))
+def _spread_over_groups(table: ParticleTable, part_of: Int64, step: int) -> Int64:
+    """Every `step`-th row of each optics group and part, ascending."""
+    rows = [
+        np.flatnonzero((table.optics_index == group) & (part_of == part))[::step]
+        for group in range(len(table.optics))
+        for part in range(2)
+    ]
+    return np.sort(np.concatenate(rows))

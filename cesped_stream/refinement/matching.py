@@ -9,10 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from cesped_stream.imaging.band import Band, BandImages, exact_product, unit_phases
+from cesped_stream.imaging.band import Band, BandImages, exact_product, times_real, unit_phases
 from cesped_stream.imaging.noise_model import NoiseModel, whitened_weights
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
+from cesped_stream.imaging.shift_prior import ShiftPrior
 from cesped_stream.imaging.simulate import random_rotations
 from cesped_stream.refinement.peak import quadratic_peak
 from cesped_stream.settings import RefinementSettings
@@ -83,9 +84,14 @@ class Refiner:
         *,
         proposal_step_deg: float,
         proposal_shift_step_angstrom: float,
+        shift_prior: ShiftPrior | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`proposal_step_deg` and `proposal_shift_step_angstrom` are the steps of the grid that proposals lie on."""
+        """`proposal_step_deg` and `proposal_shift_step_angstrom` are the steps of the grid that proposals lie on.
+
+        `shift_prior` weighs proposals of different shifts.
+        """
+        self._shift_prior = shift_prior
         self.settings = settings
         self.reference = reference
         self.device = torch.device(device)
@@ -140,7 +146,10 @@ class Refiner:
         each[particle, proposal] = score
         item = np.zeros(each.shape, np.int64)
         item[particle, proposal] = np.arange(len(particle))
-        best = each.argmax(1)
+        weighed = each.copy()
+        if self._shift_prior is not None:
+            weighed[particle, proposal] += self._shift_prior.log_density_at(moves)
+        best = weighed.argmax(1)
         chosen = item[np.arange(len(images)), best]
         return RefinedPoses(
             poses[chosen], moves[chosen], score[chosen], best, each, clipped[chosen] > 0, at_edge[chosen] > 0
@@ -265,7 +274,7 @@ class Refiner:
         attenuation = envelope / (1 + unresolved)
         angle = torch.from_numpy(shifts @ (-2 * np.pi * stage.frequencies.T)).to(self.device)
         centring = unit_phases(angle)
-        weighted = images.matched[:, members] * (linear[:, members] * attenuation)
+        weighted = times_real(images.matched[:, members], linear[:, members] * attenuation)
         real, imaginary = (part[:, None] for part in exact_product(weighted, centring))
         slices = torch.view_as_real(self._slices(candidates.reshape(-1, 3, 3), stage.frequencies))
         own_real, own_imaginary = slices.movedim(-1, 0).contiguous().view(2, n, c, -1)

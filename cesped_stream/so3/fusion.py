@@ -151,8 +151,9 @@ def fuse(
 ) -> SparseDistribution:
     """Return the pool of the proposers on the asymmetric unit of `order` (default: the finest of theirs).
 
-    `weights` are one at least 0 for each; `keep` is how many of the likeliest points are kept. See `common_support`
-    and `pooled_log_density`. A particle's result depends on no other particle.
+    `weights` are one at least 0 for each; `keep` is how many of the likeliest points are kept. Where a particle has
+    fewer, entries of log-weight -inf at index 0 fill up: with one width no sum over a row knows other particles. See
+    `common_support` and `pooled_log_density`. A particle's result depends on no other particle.
     """
     exponents = np.asarray(weights, np.float64)
     if exponents.shape != (len(proposers),) or not (np.isfinite(exponents) & (exponents >= 0)).all():
@@ -282,7 +283,7 @@ def _as_sparse(
     row, index, log_density = row[order], index[order], log_density[order]
     count = np.bincount(row, minlength=n)
     rank = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-    width = int(count.max(initial=1)) if keep is None else min(keep, int(count.max(initial=1)))
+    width = int(count.max(initial=1)) if keep is None else keep
     kept = rank < width
     indices = np.zeros((n, width), np.int64)
     log_weights = np.full((n, width), -np.inf, np.float32)

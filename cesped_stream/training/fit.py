@@ -42,6 +42,8 @@ class Progress:
     loss: float
     validation_error_deg: tuple[float | None, float | None]
     """Mean angular error of the held-out rows at the last validation, for half-sets 0 and 1."""
+    stage: str = ""
+    """What else than training begins for this half: no steps are counted then."""
 
 
 def fit_pair(

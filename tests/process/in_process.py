@@ -44,7 +44,8 @@ def undisturbed_export(settings: SessionSettings, total: int, output: Path) -> b
             core.tick()
             order = said(Ready(incarnation="trainer"))
             if isinstance(order, TrainingOrder):
-                assert isinstance(said(trainer.train(order, "trainer")), Ack)
+                done = trainer.train(order, "trainer", on_published=said)
+                assert isinstance(said(done), Ack)
             lease = said(Ready(incarnation="worker"))
             if isinstance(lease, Lease):
                 assert isinstance(said(*worker.work(lease, "worker")), Ack)

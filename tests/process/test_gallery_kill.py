@@ -10,6 +10,8 @@ from support.matching import PIXEL_SIZE, molecule
 
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.imaging.entry import write_entry
+from cesped_stream.imaging.maps import write_map
+from cesped_stream.particles.stacks import STACK_LABEL
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.settings import SimulationSettings
 from cesped_stream.so3.distance import angular_error_deg
@@ -47,6 +49,22 @@ def landing(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path(f"{star}.done").touch()
     truth = open_entry(entry).particles()
     write_star(folder.parent / "truth.star", truth)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unaligned(landing: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same particles, all without poses."""
+    folder = tmp_path_factory.mktemp("unaligned") / "landing"
+    folder.mkdir()
+    for stack in landing.glob("*.mrcs"):
+        shutil.copy(stack, folder)
+    truth = read_star(landing.parent / "truth.star")
+    for half in (0, 1):
+        own = truth.select(np.flatnonzero(truth.half_sets() == half)).without([*POSE, STACK_LABEL])
+        write_star(folder / f"half_{half}.star", own)
+        (folder / f"half_{half}.star.done").touch()
+    shutil.copy(landing.parent / "truth.star", folder.parent)
     return folder
 
 
@@ -88,12 +106,83 @@ def test_kills_of_trainer_and_worker_leave_the_canonical_export_equal(
     assert exported_bytes(session.settings, tmp_path / "killed.star") == expected
 
 
-def check_poses(star: Path, truth: Path) -> None:
-    """The poses are the particles' own, and none came from a checkpoint of networks."""
+def test_a_session_of_a_given_map_survives_sigterm_and_kills_of_trainer_and_worker(
+    make_session: MakeSession, unaligned: Path, tmp_path: Path
+) -> None:
+    write_map(tmp_path / "map.mrc", molecule("D2"), PIXEL_SIZE)
+    settings = SETTINGS | {"reference": tmp_path / "map.mrc", "noise_rows_per_half": 40}
+    calm = make_session("calm", unaligned, **settings)
+    expected = undisturbed_export(calm.settings, TOTAL, tmp_path / "calm.star")
+    check_poses(tmp_path / "calm.star", unaligned.parent / "truth.star", many=TOTAL)
+
+    session = make_session("killed", unaligned, **settings)
+    session.start("coordinator")
+    checkpoints = session.folder / "checkpoints"
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        trainer = session.start("trainer", "--name", "trainer")
+        wait_until(lambda: list(checkpoints.glob("*.work/lock")), "the noise is being learned")
+        assert session.stop(trainer, number) == (0 if number == signal.SIGTERM else -number)
+        assert not list(checkpoints.glob("ref-*")), "too late to show anything"
+        (next(checkpoints.glob("*.work")) / "lock").unlink()
+    (tmp_path / "map.mrc").unlink()  # the session has its own
+    session.start("trainer", "--name", "trainer")
+    session.start("worker", "--name", "worker-1")
+    wait_until(lambda: predicted(session) > 0, "a first pose")
+    end(session, "coordinator")
+    end(session, "worker")
+    assert predicted(session) < TOTAL, "too late to show anything"
+    session.start("coordinator")
+    session.start("worker", "--name", "worker-1")
+    session.wait_for(f"{TOTAL} rows posed", lambda status: status["posed"] == TOTAL)
+    assert session.status()["checkpoint"]["independence"] == "shared_reference"
+    for process in session.processes[::-1]:
+        if process.poll() is None:
+            assert session.stop(process) == 0
+    assert exported_bytes(session.settings, tmp_path / "killed.star") == expected
+
+
+def test_kills_before_and_after_the_references_of_both_leave_the_canonical_export_equal(
+    make_session: MakeSession, landing: Path, tmp_path: Path
+) -> None:
+    settings = SETTINGS | {"proposer": "both"}
+    calm = make_session("calm", landing, **settings)
+    expected = undisturbed_export(calm.settings, TOTAL, tmp_path / "calm.star")
+    check_poses(tmp_path / "calm.star", landing.parent / "truth.star", "network+gallery+refinement")
+
+    session = make_session("killed", landing, **settings)
+    session.start("coordinator")
+    checkpoints = session.folder / "checkpoints"
+    for seen, what in (("*.work/lock", "a reference is being made"), ("ref-*", "references are published")):
+        session.start("trainer", "--name", "trainer")
+        wait_until(lambda seen=seen: list(checkpoints.glob(seen)), what)
+        end(session, "trainer")
+        assert not list(checkpoints.glob("fus-*")), "too late to show anything"
+    session.start("trainer", "--name", "trainer")
+    in_use = session.wait_for("a checkpoint in use", lambda status: status["checkpoint"])["checkpoint"]
+    assert in_use["checkpoint_id"].startswith("ref-")
+    wait_until(lambda: list(checkpoints.glob("i2s-*")), "networks are published")
+    end(session, "trainer")
+    assert not list(checkpoints.glob("fus-*")), "too late to show anything"
+    session.start("trainer", "--name", "trainer")
+    session.wait_for("the order is done", lambda status: status["training"]["state"] == "done")
+    session.start("worker", "--name", "worker-1")
+    wait_until(lambda: predicted(session) > 0, "a first pose")
+    end(session, "worker")
+    assert predicted(session) < TOTAL - ALIGNED, "too late to show anything"
+    session.start("worker", "--name", "worker-1")
+    session.wait_for(f"{TOTAL} rows posed", lambda status: status["posed"] == TOTAL)
+    for process in session.processes[::-1]:
+        if process.poll() is None:
+            assert session.stop(process) == 0
+    assert exported_bytes(session.settings, tmp_path / "killed.star") == expected
+
+
+def check_poses(star: Path, truth: Path, proposer: str = "gallery+refinement", many: int = TOTAL - ALIGNED) -> None:
+    """The poses are the particles' own, and none came from a checkpoint of networks alone."""
     table, true = read_star(star), read_star(truth)
     rows = table.select(np.flatnonzero(np.array(table.column("cestreamStatus")) == "predicted"))
-    assert len(rows) == TOTAL - ALIGNED
-    assert set(rows.column("cestreamProposer")) == {"gallery+refinement"}
+    assert len(rows) == many
+    assert set(rows.column("cestreamProposer")) == {proposer}
     place = {name.split("/")[-1]: k for k, name in enumerate(true.column("rlnImageName"))}
     own = true.select([place[name.split("/")[-1]] for name in rows.column("rlnImageName")])
     errors = angular_error_deg(own.rotations(), rows.rotations(), group_rotations("D2"))

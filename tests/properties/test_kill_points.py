@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.session_bench import (
     Bench,
+    FakeReferenceTrainer,
     FakeTrainer,
     FakeWorker,
     KillAt,
@@ -21,12 +22,16 @@ from support.session_bench import (
 )
 
 from cesped_stream.export.star import export_star
+from cesped_stream.imaging.maps import write_map
+from cesped_stream.particles.reference_members import ReferenceMembers
 from cesped_stream.particles.star import read_star
 from cesped_stream_service.coordinator import Coordinator
 from cesped_stream_service.messages import Control
 
 LANDED_BEFORE, LANDED_AFTER = 41, 50
-FIRST = {"network": "i2s-000000000001", "gallery": "ref-000000000001"}
+FIRST = {"network": "i2s-000000000001", "gallery": "ref-000000000001", "both": "fus-000000000001"}
+MEANWHILE = {"both": "ref-000000000001"}
+"""What gives poses until the first training's last checkpoint is there."""
 SECOND = "i2s-000000000002"
 REFERENCES = (5, 5)
 """Late aligned rows, per half: ten particles of s1, in two stars that overlap."""
@@ -51,14 +56,22 @@ def run_session(root: Path, step: Callable[[str], None], proposer: str = "networ
     bench.land("s1", 20, flagged=[3])
     bench.land("s2", 9, extra=["rlnCoordinateX"], optics="B", voltage=200.0)
     shutil.copy(bench.landing / "s1.star", bench.landing / "s1_again.star")
+    kills = _played_through(bench, step, _play)
+    paths = export_star(bench.session / "poses", root / "export.star")
+    trained = (bench.session / "batches" / "training_000002.star").read_bytes()
+    return paths[0].read_bytes(), paths[1].read_bytes(), trained, kills
+
+
+def _played_through(bench: Bench, step: Callable[[str], None], play: Callable[[Bench, Coordinator, int], None]) -> int:
+    """Play a scenario, again from the disk after each kill, until it is through; return the kills."""
     kills = 0
     while True:
         core = None
         try:
             core = bench.open(step)
-            _play(bench, core, kills)
+            play(bench, core, kills)
             core.close()
-            break
+            return kills
         except Killed:
             kills += 1
             assert kills < 1000
@@ -66,9 +79,6 @@ def run_session(root: Path, step: Callable[[str], None], proposer: str = "networ
                 crash(core)
             else:
                 _release_lock_of_killed_start(bench)
-    paths = export_star(bench.session / "poses", root / "export.star")
-    trained = (bench.session / "batches" / "training_000002.star").read_bytes()
-    return paths[0].read_bytes(), paths[1].read_bytes(), trained, kills
 
 
 def _release_lock_of_killed_start(bench: Bench) -> None:
@@ -77,8 +87,11 @@ def _release_lock_of_killed_start(bench: Bench) -> None:
 
 
 def _play(bench: Bench, core: Coordinator, life: int) -> None:
-    first = FIRST[bench.settings.proposer]
-    roles = [FakeTrainer(bench.session / "checkpoints", first), FakeWorker(incarnation=f"w{life}")]
+    proposer = bench.settings.proposer
+    trainer = FakeTrainer(
+        bench.session / "checkpoints", FIRST[proposer], first_id=MEANWHILE.get(proposer, ""), turns_between=3
+    )
+    roles = [trainer, FakeWorker(incarnation=f"w{life}")]
     landed = LANDED_AFTER if (bench.landing / "s3.star").exists() else LANDED_BEFORE
     asked = False
     for _ in range(200):
@@ -137,11 +150,12 @@ def test_many_kills_in_a_row_end_in_the_same_export(fast_root: Path, seed: int) 
     assert found[:3] == expected[:3]
 
 
+@pytest.mark.parametrize("proposer", ["gallery", "both"])
 @pytest.mark.parametrize("seed", range(3))
-def test_kills_of_a_session_that_changes_from_references_to_networks_end_in_the_same_export(
-    fast_root: Path, seed: int
+def test_kills_of_a_session_that_changes_from_references_to_another_kind_end_in_the_same_export(
+    fast_root: Path, seed: int, proposer: str
 ) -> None:
-    expected = run_session(fast_root, lambda name: None, "gallery")
+    expected = run_session(fast_root, lambda name: None, proposer)
     trained = read_star(fast_root / "session" / "batches" / "training_000002.star").column("rlnImageName")
     assert len(trained) == 12 and all("aligned" in name for name in trained)
     random = np.random.default_rng(seed)
@@ -150,6 +164,78 @@ def test_kills_of_a_session_that_changes_from_references_to_networks_end_in_the_
         if random.random() < 0.03:
             raise Killed(name)
 
-    found = run_session(fast_root, step, "gallery")
+    found = run_session(fast_root, step, proposer)
     assert found[3] >= 3
     assert found[:3] == expected[:3]
+
+
+def run_session_of_sources(root: Path, step: Callable[[str], None]) -> tuple[bytes, bytes, int]:
+    """Run a session through every kill that begins with a given map, makes references of all that this posed, then of
+    aligned rows, late ones among them, and redoes what is in none; return the export, its unposed part, the kills."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    write_map(root / "map.mrc", np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), 10.0)
+    rebuilding = {"rebuild_rows": 20, "rebuild_least_confidence": 0.4}
+    bench = Bench(root, proposer="gallery", reference=root / "map.mrc", noise_rows_per_half=20, referencing=rebuilding)
+    bench.land("s1", 41, flagged=[0])
+    kills = _played_through(bench, step, _play_sources)
+    for name in bench.session.glob("checkpoints/*/manifest.json"):
+        _check_that_no_member_was_scored(bench, name.parent)
+    paths = export_star(bench.session / "poses", root / "export.star")
+    return paths[0].read_bytes(), paths[1].read_bytes(), kills
+
+
+def both_ways(names: list[str]) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """Return the numbered names backwards and forwards: a dictionary keeps what comes last."""
+    numbered = list(enumerate(names))
+    return numbered[::-1], numbered
+
+
+def _play_sources(bench: Bench, core: Coordinator, life: int) -> None:
+    roles = [FakeReferenceTrainer(bench.session / "checkpoints"), FakeWorker(incarnation=f"w{life}")]
+    asked = False
+    for _ in range(200):
+        turn(core, bench.clock, roles, 1.5)
+        landed = 41 + 9 * (bench.landing / "s2.star").exists() + 6 * (bench.landing / "aligned.star").exists()
+        in_use = core.status().checkpoint
+        if not is_done(core, landed) or in_use is None:
+            continue
+        if in_use.checkpoint_id == "ref-poses-2" and landed == 41:
+            bench.land("s2", 9)
+        elif in_use.checkpoint_id == "ref-poses-2" and landed == 50:
+            (bench.landing / "refined.star").write_text(star_text("s1", range(2, 12), aligned=True))
+            bench.land("aligned", 6, aligned=True)
+        elif in_use.checkpoint_id == "ref-aligned-3" and not asked:
+            asked = True
+            assert tell(core, b"cli", Control(action="reinfer"))[0].ok  # type: ignore[union-attr]
+        elif asked:
+            return
+    raise AssertionError(f"not done: {core.status()}")
+
+
+def _check_that_no_member_was_scored(bench: Bench, checkpoint: Path) -> None:
+    members = ReferenceMembers.of(checkpoint)
+    for batch in bench.session.glob("batches/batch_*.star"):
+        table = read_star(batch)
+        names = table.select(np.flatnonzero(members.among(table, "gold_standard"))).column("rlnImageName")
+        for file in bench.session.glob("poses/poses*.star"):
+            posed = read_star(file)
+            made_by = dict(zip(posed.column("rlnImageName"), posed.column("cestreamCheckpoint"), strict=True))
+            assert checkpoint.name not in {made_by.get(name) for name in names}
+
+
+def test_every_kill_point_of_a_session_that_changes_its_references_ends_in_the_same_export(fast_root: Path) -> None:
+    count = KillAt()
+    expected = run_session_of_sources(fast_root, count)
+    table = read_star(fast_root / "export.star")
+    made_by = dict(zip(table.column("rlnImageName"), table.column("cestreamCheckpoint"), strict=True))
+    assert len(made_by) == len(table) == 41 + 9 + 6 - 1
+    assert {made_by[f"{k:06d}@s1.mrcs"] for k in range(2, 12)} == {"ref-map-1"}, "in the aligned rows' reference"
+    assert {made_by[f"{k:06d}@s1.mrcs"] for k in range(12, 42)} == {"ref-aligned-3"}
+    assert {made_by[f"{k:06d}@s2.mrcs"] for k in range(1, 10)} == {"ref-aligned-3"}
+    # After each kind of step, the first and the last time that it comes.
+    first, last = ({name: k + 1 for k, name in order} for order in both_ways(count.names))
+    for at in sorted({*first.values(), *last.values()}):
+        found = run_session_of_sources(fast_root, KillAt(at))
+        assert found[2] == 1, f"step {at}, {count.names[at - 1]}: no kill"
+        assert found[:2] == expected[:2], f"killed after step {at}, {count.names[at - 1]}"

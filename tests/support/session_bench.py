@@ -11,8 +11,12 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
+from cesped_stream.particles.flags import ImageFlag
+from cesped_stream.particles.identities import particle_digests
+from cesped_stream.particles.reference_members import ReferenceMembers
 from cesped_stream.particles.stacks import StackReader, parse_image_name, write_stack
 from cesped_stream.particles.star import read_star
+from cesped_stream.particles.table import ParticleTable
 from cesped_stream_service.coordinator import Coordinator, Outgoing
 from cesped_stream_service.messages import (
     Ack,
@@ -29,6 +33,7 @@ from cesped_stream_service.messages import (
 from cesped_stream_service.settings import SessionSettings
 
 BOX = 8
+PROPOSERS = {"i2s-": "image2sphere", "ref-": "gallery+refinement", "fus-": "network+gallery+refinement"}
 
 
 class Killed(BaseException):
@@ -151,20 +156,38 @@ def fake_checkpoint(folder: Path, checkpoint_id: str = "i2s-000000000001") -> Pa
     return folder
 
 
+def fake_references(
+    folder: Path, checkpoint_id: str, made_of: ParticleTable | None = None, independence: str = "independent"
+) -> Path:
+    """Write what the coordinator checks of a checkpoint of references, and which particles are in them."""
+    folder = fake_checkpoint(folder, checkpoint_id)
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"kind": "reference", "independence": independence}
+    files = {}
+    for half in (0, 1):
+        rows = made_of.select(np.flatnonzero(made_of.half_sets() == half)) if made_of is not None else None
+        members = np.sort(particle_digests(rows)) if rows is not None else np.empty(0, np.uint64)
+        (folder / f"reference_{half}.members").write_bytes(members.astype("<u8").tobytes())
+        files[f"reference_{half}.members"] = hashlib.sha256(members.astype("<u8").tobytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": files}))
+    return folder
+
+
 def result_of(lease: Lease, incarnation: str, reader: StackReader) -> tuple[Result, dict[str, NDArray[Any]]]:
     """Return poses that depend on the image's name, pixels and the checkpoint only; constant images are flagged."""
     table = read_star(Path(lease.batch_star)).select(range(lease.first_row, lease.first_row + lease.num_rows))
     n = len(table)
-    shifts = np.zeros((n, 2)) if lease.checkpoint_id.startswith("ref-") else None
+    shifts = np.zeros((n, 2)) if lease.checkpoint_id.startswith(("ref-", "fus-")) else None
     euler, top, flag, digest = np.zeros((n, 3)), np.zeros((n, 2, 4)), np.zeros(n, np.uint8), np.zeros((n, 16), np.uint8)
     for k, (image, stack) in enumerate(zip(table.column("rlnImageName"), table.column("cestreamStack"), strict=True)):
         pixels, found = reader.read(Path(unquote(stack)), [parse_image_name(image)[0]])
         digest[k] = found[0]
-        flag[k] = 3 if np.ptp(pixels) == 0 else 0
+        flag[k] = ImageFlag.CONSTANT if np.ptp(pixels) == 0 else ImageFlag.OK
         rng = np.random.default_rng(_number(f"{image} {lease.checkpoint_id} {found[0].tobytes().hex()}"))
         euler[k], top[k] = rng.uniform(0, 170, 3), rng.uniform(0, 1, (2, 4))
         if shifts is not None:
             shifts[k] = rng.uniform(-9, 9, 2)
+    flag[ReferenceMembers.of(Path(lease.checkpoint)).among(table, "gold_standard")] = ImageFlag.IN_REFERENCE
+    digest[flag == ImageFlag.IN_REFERENCE] = 0
     euler[flag > 0] = np.nan
     frames = {
         "euler_deg": euler,
@@ -185,7 +208,7 @@ def result_of(lease: Lease, incarnation: str, reader: StackReader) -> tuple[Resu
         incarnation=incarnation,
         lease_id=lease.lease_id,
         checkpoint_id=lease.checkpoint_id,
-        proposer="image2sphere" if shifts is None else "gallery+refinement",
+        proposer=PROPOSERS[lease.checkpoint_id[:4]],
         compute_seconds=0.01,
         frames=(),
     )
@@ -234,30 +257,78 @@ class FakeWorker:
 
 
 class FakeTrainer:
-    """Publishes a fake checkpoint as soon as it is ordered to train."""
+    """Publishes a fake checkpoint as soon as it is ordered to train; where there is a `first_id`, that at once, and the
+    other one `turns_between` turns later."""
 
-    def __init__(self, checkpoints: Path, checkpoint_id: str = "i2s-000000000001") -> None:
+    def __init__(
+        self,
+        checkpoints: Path,
+        checkpoint_id: str = "i2s-000000000001",
+        *,
+        first_id: str = "",
+        turns_between: int = 4,
+    ) -> None:
         self.peer, self.incarnation = b"trainer", "t1"
         self.orders: list[TrainingOrder] = []
         self.acks: list[Ack] = []
-        self._checkpoints, self._id = checkpoints, checkpoint_id
+        self._checkpoints, self._id, self._first_id = checkpoints, checkpoint_id, first_id
+        self._turns_between, self._turns_left = turns_between, 0
+
+    def id_of(self, order: TrainingOrder) -> str:
+        """Return what the checkpoint of an order is called."""
+        del order
+        return self._id
+
+    def made(self, order: TrainingOrder, checkpoint_id: str) -> Path:
+        """Write an order's checkpoint."""
+        del order
+        return fake_checkpoint(self._checkpoints, checkpoint_id)
 
     def turn(self, core: Coordinator) -> None:
         core.handle(self.peer, Hello(role="trainer", name="trainer", incarnation="t1", pid=2, device="cpu"), {})
+        if self._turns_left:
+            self._turns_left -= 1
+            if not self._turns_left:
+                self.publish(core, self.orders[-1], self._id)
+            return
         for out in core.handle(self.peer, Ready(incarnation="t1"), {}):
             if isinstance(out.message, TrainingOrder):
                 self.orders.append(out.message)
-                done = TrainingDone(
-                    incarnation="t1",
-                    training_id=out.message.training_id,
-                    checkpoint_id=self._id,
-                    checkpoint=str(fake_checkpoint(self._checkpoints, self._id)),
-                    seconds=1.0,
-                )
-                self.acks += [o.message for o in core.handle(self.peer, done, {}) if isinstance(o.message, Ack)]
+                if self._first_id:
+                    self._turns_left = self._turns_between
+                    self.publish(core, out.message, self._first_id, complete=False)
+                else:
+                    self.publish(core, out.message, self.id_of(out.message))
+
+    def publish(self, core: Coordinator, order: TrainingOrder, checkpoint_id: str, *, complete: bool = True) -> None:
+        """Write a checkpoint and tell of it."""
+        done = TrainingDone(
+            incarnation="t1",
+            training_id=order.training_id,
+            checkpoint_id=checkpoint_id,
+            checkpoint=str(self.made(order, checkpoint_id)),
+            seconds=1.0,
+            complete=complete,
+        )
+        self.acks += [o.message for o in core.handle(self.peer, done, {}) if isinstance(o.message, Ack)]
 
     def hear(self, messages: list[Outgoing]) -> None:
         del messages
+
+
+class FakeReferenceTrainer(FakeTrainer):
+    """Publishes references that are made of an order's rows, each order's under an id of its own."""
+
+    def id_of(self, order: TrainingOrder) -> str:
+        """Return an id that names source and number of the order."""
+        return f"ref-{order.source}-{order.training_id}"
+
+    def made(self, order: TrainingOrder, checkpoint_id: str) -> Path:
+        """Write references of the order's rows; a given map's hold none and are shared."""
+        is_map = order.source == "map"
+        made_of = None if is_map else read_star(Path(order.aligned_star))
+        independence = "shared_reference" if is_map else "independent"
+        return fake_references(self._checkpoints, checkpoint_id, made_of, independence)
 
 
 def turn(core: Coordinator, clock: Clock, roles: Sequence[FakeWorker | FakeTrainer], seconds: float = 0.6) -> None:

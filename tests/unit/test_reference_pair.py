@@ -1,6 +1,7 @@
 """References of both half-sets as one checkpoint, and the poses that they give."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,24 +9,30 @@ import pytest
 from support.matching import PIXEL_SIZE, molecule
 
 from cesped_stream.benchmark.entries import open_entry
+from cesped_stream.calibration.calibrator import ids_sha256
+from cesped_stream.calibration.store import load_calibration
 from cesped_stream.errors import InvalidCheckpointError, PermanentError
+from cesped_stream.held_out import held_out_rows
 from cesped_stream.imaging.entry import write_entry
-from cesped_stream.imaging.reference import load_reference, particle_digests
+from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch
 from cesped_stream.model.checkpoint import read_manifest
+from cesped_stream.particles.flags import ImageFlag
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import open_proposer
 from cesped_stream.reference_pair import (
-    PROPOSER,
     MatchingSettings,
     ReferenceManifest,
-    ReferenceProposer,
     checkpoint_kind,
+    publish_map,
     publish_references,
     read_reference_manifest,
 )
+from cesped_stream.reference_proposer import PROPOSER, ReferenceProposer
 from cesped_stream.settings import (
+    CalibrationSettings,
     GallerySettings,
     InferenceSettings,
     ReferenceSettings,
@@ -105,6 +112,40 @@ def test_the_manifest_says_what_it_holds(published: Path) -> None:
         read_manifest(published)
 
 
+def test_what_noise_reaches_is_published_and_every_pose_tells_how_far_above_it_stands(
+    published: Path, poses: PoseBatch
+) -> None:
+    for half in (0, 1):
+        of_noise = load_reference(published, half).of_noise
+        assert of_noise is not None and of_noise.std > 0
+    assert np.isfinite(poses.above_noise).all() and np.median(poses.above_noise) > 2
+
+
+def test_too_few_held_out_rows_leave_the_mass_and_the_manifest_says_why(published: Path, poses: PoseBatch) -> None:
+    manifest = read_reference_manifest(published)
+    assert manifest.calibration == "" and not poses.calibrated.any()
+    assert manifest.uncalibrated.startswith("half-set 0: 230 held-out particles of ")
+    assert "confidence needs 500 (calibration.min_particles)" in manifest.uncalibrated
+    np.testing.assert_array_equal(poses.confidence, poses.top_probability.max(axis=1))
+
+
+def test_confidence_of_a_half_is_fitted_on_the_other_halfs_rows_only(aligned: ParticleTable, tmp_path: Path) -> None:
+    fewer = replace(MATCHING, calibration=CalibrationSettings(min_particles=100, max_particles=120))
+    folder, manifest = publish_references(
+        aligned, StackReader(), TRAINING, fewer, work_folder=tmp_path / "work", checkpoints_folder=tmp_path
+    )
+    file = folder / manifest.calibration
+    calibration = load_calibration(file, checkpoint_id="", symmetry="D2")
+    assert calibration.reference_ids == {half: record.reference_id for half, record in manifest.halves.items()}
+    for half in (0, 1):
+        others = held_out_rows(aligned, half, 120)
+        assert len(others) == 120 and set(others.half_sets()) == {1 - half}
+        calibrator = calibration.halves[half].calibrator
+        assert calibrator is not None and calibrator.num_particles == 120
+        assert calibrator.particles_sha256 == ids_sha256(map(str, particle_digests(others).tolist()))
+    assert manifest.files[file.name] and not manifest.uncalibrated
+
+
 def test_held_out_micrographs_are_in_no_reference(published: Path, aligned: ParticleTable) -> None:
     for half in (0, 1):
         own = aligned.select(np.flatnonzero(aligned.half_sets() == half))
@@ -133,11 +174,29 @@ def test_a_particle_knows_nothing_of_its_neighbours(published: Path, poses: Pose
             np.testing.assert_array_equal(getattr(part, name), getattr(poses, name)[rows], name)
 
 
+def test_a_map_whose_pixel_size_cannot_be_right_is_refused(aligned: ParticleTable, tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match=r"the given map is 32 A wide, the images of .* are 160 A"):
+        publish_map(
+            molecule("D2"), 1.0, aligned, StackReader(), TRAINING, MATCHING,
+            work_folder=tmp_path / "work", checkpoints_folder=tmp_path,
+        )  # fmt: skip
+
+
 def test_a_particle_of_the_reference_is_not_scored_by_it(published: Path, aligned: ParticleTable) -> None:
     members = load_reference(published, 0).members
     row = int(np.flatnonzero(np.isin(particle_digests(aligned), members))[0])
     with pytest.raises(PermanentError, match="in the reference"):
         ReferenceProposer(published, MATCHING).poses(aligned.select([row]), StackReader())
+
+
+def test_the_limit_from_true_poses_leaves_out_what_is_in_the_reference(published: Path, aligned: ParticleTable) -> None:
+    limit = ReferenceProposer(published, MATCHING).refined(aligned, StackReader())
+    left_out = limit.flag == ImageFlag.IN_REFERENCE
+    for half in (0, 1):
+        own = aligned.half_sets() == half
+        members = load_reference(published, half).members
+        np.testing.assert_array_equal(left_out[own], np.isin(particle_digests(aligned)[own], members))
+    assert 0 < (~left_out).sum() < len(aligned) and np.isfinite(limit.rotation[~left_out]).all()
 
 
 def test_cross_half_takes_the_other_halfs_reference(published: Path, poses: PoseBatch, streamed: ParticleTable) -> None:

@@ -182,11 +182,15 @@ def test_junk_has_no_error_but_stands_in_the_map_and_is_told_by_confidence(truth
     known = truth.with_columns({"cestreamKind": kinds})
     confidence = ["0.9" if kind == "particle" else "0.1" for kind in kinds]
     degrees = np.where(np.arange(len(truth)) % 4 == 0, 90.0, 4.0)
-    predicted = turned(truth, degrees).with_columns({"cestreamConfidence": confidence})
+    above = ["3.1" if kind == "particle" else "-8" for kind in kinds]
+    predicted = turned(truth, degrees).with_columns({"cestreamConfidence": confidence, "cestreamAboveNoise": above})
     result = evaluate_poses(known, predicted, symmetry="C1", engine=ENGINE)
     assert result.poses is not None and result.confidence is not None and result.maps is not None
     assert result.poses.together.mean_deg == pytest.approx(4.0, abs=1e-4)
-    assert result.confidence.junk_auc == 1.0
+    assert result.confidence.junk_auc == result.confidence.above_noise_junk_auc == 1.0
+    partly = predicted.with_columns({"cestreamAboveNoise": ["none", *above[1:]]})
+    other = evaluate_poses(known, partly, symmetry="C1", engine=ENGINE).confidence
+    assert other is not None and other.above_noise_junk_auc is None
     assert result.num_junk_in_maps == 30
     assert sum(result.maps.truth.num_particles) == 90
     assert result.maps.weighted is not None

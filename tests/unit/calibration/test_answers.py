@@ -86,7 +86,11 @@ def test_a_fit_without_any_weight_has_no_finite_temperature() -> None:
 
 def test_each_feature_grows_with_certainty() -> None:
     features = confidence_features(
-        [[0.3, 0.2], [0.6, 0.2], [0.99, 0.0]], above_noise=[-1.0, 2.0, 9.0], apart_deg=[90.0, 9.0, 0.0]
+        [[0.3, 0.2], [0.6, 0.2], [0.99, 0.0]],
+        above_noise=[-1.0, 2.0, 9.0],
+        apart_deg=[90.0, 9.0, 0.0],
+        log_likelihood=[-1.0, 3.0, 8.0],
+        runner_up=[-1.0, 2.0, -np.inf],
     )
     assert set(features) == set(Feature)
     for values in features.values():

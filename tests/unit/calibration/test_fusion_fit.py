@@ -116,3 +116,12 @@ def test_too_few_particles_or_unequal_ones_are_refused() -> None:
     fit = fit_fusion(held_out, truth, "C1", FusionSettings(min_particles=20))
     with pytest.raises(ValueError, match="network"):
         mean_log_likelihood(fit, {"network": held_out["network"]}, truth, "C1")
+
+
+@pytest.mark.parametrize("seed", [40, 50, 60])
+def test_chance_agreement_of_a_nearly_even_proposer_gives_it_next_to_no_weight(seed: int) -> None:
+    nearly_even = FakeProposer(sigma_deg=180, claimed_deg=300, outliers=1.0, order=1, keep=576)
+    held_out, truth = proposals(nearly_even, SURE_GALLERY, 200, "C1", seed)
+    fit = fit_fusion(held_out, truth, "C1", SETTINGS)
+    assert fit.weights["network"] < 2
+    assert fit.log_likelihood == pytest.approx(fit.single_log_likelihood["gallery"], abs=0.01)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from support.matching import flat_noise, particles, reference, rows
 
-from cesped_stream.gallery.search import NoiseScores, ProjectionGallery, Proposals
+from cesped_stream.gallery.search import ProjectionGallery, Proposals
 from cesped_stream.imaging.band import band_slices, centred_slices
 from cesped_stream.imaging.projector import MapProjector
+from cesped_stream.imaging.shift_prior import fit_shift_prior
 from cesped_stream.settings import GallerySettings
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
@@ -25,7 +26,7 @@ def proposed(gallery: ProjectionGallery, symmetry: str = "D2", snr: float = 2.0,
 
 
 def errors_deg(proposals: Proposals, symmetry: str = "D2") -> np.ndarray:
-    truth = particles(len(proposals.standing), symmetry=symmetry).rotations
+    truth = particles(len(proposals.log_likelihood), symmetry=symmetry).rotations
     return angular_error_deg(truth, proposals.mode_rotations[:, 0], group_rotations(symmetry))
 
 
@@ -137,7 +138,8 @@ def test_weights_are_a_posterior_over_all_views() -> None:
     assert whole.distribution.asymmetric_unit
     total = np.exp(whole.distribution.log_weights.astype(np.float64)).sum(1)
     assert (total <= 1 + 1e-4).all() and np.median(total) > 0.99
-    assert (np.diff(whole.distribution.log_weights, axis=1) <= 0).all()
+    weights = np.exp(whole.distribution.log_weights)  # -inf where a view was not followed
+    assert (np.diff(weights, axis=1) <= 0).all()
 
 
 def test_a_higher_temperature_spreads_the_posterior() -> None:
@@ -146,29 +148,13 @@ def test_a_higher_temperature_spreads_the_posterior() -> None:
         for t in (1.0, 8.0)
     )
     spread = warm.distribution.log_weights[:, 0] - cold.distribution.log_weights[:, 0]
-    assert (spread <= 1e-4).all() and spread.mean() < -0.5
+    assert (spread <= 1e-4).all() and spread.mean() < -0.2
 
 
 def test_modes_are_distinct_under_the_group() -> None:
     found = proposed(ProjectionGallery(reference("D2"), SETTINGS), snr=0.05)
     apart = angular_error_deg(found.mode_rotations[:, 0], found.mode_rotations[:, 1], group_rotations("D2"))
     assert apart.min() > 2 * 58.6 / 4 - 1e-6 or (found.mode_weights[apart <= 29.2, 1] == 0).all()
-
-
-def test_noise_stands_where_noise_stands_and_particles_far_above() -> None:
-    gallery = ProjectionGallery(reference("D2"), SETTINGS)
-    images = particles(COUNT, symmetry="D2").in_band(gallery.band)
-    of_noise = gallery.measure_noise(images, flat_noise(), rows(COUNT))
-    generator = torch.Generator().manual_seed(77)
-    white = torch.view_as_complex(torch.randn(*images.matched.shape, 2, generator=generator) / 2**0.5)
-    empty = replace(images, matched=white * images.ctf_square.sqrt())
-    noise = gallery.propose(empty, flat_noise(), rows(COUNT), of_noise=of_noise)
-    assert abs(noise.above_noise.mean()) < 0.5 and 0.6 < noise.above_noise.std() < 1.5
-    signal = gallery.propose(images, flat_noise(), rows(COUNT), of_noise=of_noise)
-    assert signal.above_noise.min() > noise.above_noise.max()
-    assert np.isnan(gallery.propose(images, flat_noise(), rows(COUNT)).above_noise).all()
-    assert gallery.measure_noise(images, flat_noise(), rows(COUNT)) == of_noise
-    assert isinstance(of_noise, NoiseScores)
 
 
 def test_correlation_does_not_see_an_images_scale() -> None:
@@ -221,6 +207,38 @@ def test_the_limit_is_what_the_coarse_grid_supports_but_never_beyond_the_referen
     blurred = ProjectionGallery(reference("D2", resolution=30.0), automatic)
     assert blurred.band.limit_angstrom == blurred.coarse_band.limit_angstrom == 30.0
     assert np.hypot(*coarse.coarse_shifts_angstrom.T).max() <= 15.0 + 1e-6
+
+
+def test_off_centre_particles_are_found_where_the_aligned_rows_had_such() -> None:
+    truth = particles(40, symmetry="D2", max_shift=25.0)
+    template = reference("D2")
+    known = replace(template, shift_prior=fit_shift_prior(truth.shifts_angstrom, 4.0, 40.0))
+    far = np.linalg.norm(truth.shifts_angstrom, axis=1) > 20
+    errors = []
+    for own, update in ((template, {}), (known, {}), (known, {"shift_range_angstrom": 15.0})):
+        gallery = ProjectionGallery(own, SETTINGS.model_copy(update=update))
+        found = gallery.propose(truth.in_band(gallery.band), flat_noise(), rows(40))
+        off = np.linalg.norm(found.mode_shifts_angstrom[:, 0] - truth.shifts_angstrom, axis=1)
+        errors.append(np.median(off[far]))
+        reach = np.hypot(*gallery.coarse_shifts_angstrom.T).max()
+        assert (reach > 25) == (own is known and not update)
+    assert errors[1] < 4 < min(errors[0], errors[2])
+
+
+def test_likely_shifts_win_where_the_image_says_little() -> None:
+    truth = particles(100, symmetry="D2", snr=0.02, max_shift=3.0)
+    prior = fit_shift_prior(np.concatenate([truth.shifts_angstrom, np.full((5, 2), 30.0)]), 4.0, 45.0)
+    template = replace(reference("D2", snr=0.02), shift_prior=prior)
+    found = [
+        ProjectionGallery(template, SETTINGS.model_copy(update={"shift_prior": weighed})) for weighed in (True, False)
+    ]
+    near = []
+    for gallery in found:
+        assert gallery.shift_range_angstrom == prior.range_angstrom
+        proposals = gallery.propose(truth.in_band(gallery.band), flat_noise(), rows(100))
+        off = np.linalg.norm(proposals.mode_shifts_angstrom[:, 0] - truth.shifts_angstrom, axis=1)
+        near.append((off < 8).mean())
+    assert near[0] > near[1] + 0.1
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -8,7 +8,10 @@ import pytest
 from support.matching import flat_noise, reference
 
 from cesped_stream.errors import InvalidCheckpointError, PermanentError, UnreachableFileError
-from cesped_stream.imaging.reference import Reference, load_reference, particle_digests, save_reference
+from cesped_stream.imaging.noise_model import NoiseScores
+from cesped_stream.imaging.reference import Reference, load_reference, save_reference
+from cesped_stream.imaging.shift_prior import fit_shift_prior
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
 OPTICS = (OpticsGroup((("rlnOpticsGroupName", "one"),)),)
@@ -23,7 +26,11 @@ def table(names: list[str], stack: str | None = "/data/a.mrcs", subset: int = 1,
 @pytest.fixture
 def own() -> Reference:
     members = np.sort(particle_digests(table(["1@a.mrcs", "3@a.mrcs"])))
-    return replace(reference("D2"), members=members, noise=flat_noise())
+    prior = fit_shift_prior(np.array([[3.0, 4.0], [0.0, 40.0]]), 5.0, 60.0)
+    of_noise = NoiseScores(mean=-3.5, std=2.0)
+    return replace(
+        reference("D2"), members=members, noise=flat_noise(), shift_prior=prior, of_noise=of_noise, num_left_out=1
+    )
 
 
 def test_a_particle_in_the_reference_is_refused_whatever_its_row_is_called(own: Reference) -> None:
@@ -59,7 +66,9 @@ def test_it_comes_back_from_its_files_and_equal_ones_have_equal_bytes(own: Refer
     np.testing.assert_array_equal(again.volume, own.volume)
     np.testing.assert_array_equal(again.members, own.members)
     assert (again.symmetry, again.resolution_angstrom, again.shared) == ("D2", own.resolution_angstrom, False)
-    assert again.noise is not None
+    assert again.noise is not None and again.shift_prior is not None and own.shift_prior is not None
+    np.testing.assert_array_equal(again.shift_prior.log_density, own.shift_prior.log_density)
+    assert (again.of_noise, again.num_left_out) == (own.of_noise, 1)
     assert save_reference(tmp_path / "three", replace(own, resolution_angstrom=12.0)) != first
 
 

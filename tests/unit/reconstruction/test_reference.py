@@ -9,7 +9,8 @@ from support.matching import BOX, PIXEL_SIZE, molecule
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.errors import InvalidStarError
 from cesped_stream.imaging.entry import write_entry
-from cesped_stream.imaging.reference import Reference, particle_digests
+from cesped_stream.imaging.reference import Reference
+from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.stacks import StackReader, write_stack
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable

@@ -36,7 +36,7 @@ def status(tmp_path: Path) -> SessionStatus:
             "posed": 678,
             "pending": 9012,
             "latency": LatencyStatus(num_rows=10, p50_seconds=3.25, p95_seconds=8.5),
-            "checkpoint": CheckpointStatus(checkpoint_id="i2s-abc", folder="/c", rows=678),
+            "checkpoint": CheckpointStatus(checkpoint_id="i2s-abc", folder="/c", rows=678, calibration="none"),
             "training": TrainingStatus(
                 training_id=1,
                 state="ordered",
@@ -44,6 +44,7 @@ def status(tmp_path: Path) -> SessionStatus:
                 step=40,
                 max_steps=200,
                 half_steps=(20, 20),
+                stage="",
                 validation_error_deg=(21.5, 22.5),
                 seconds=None,
                 checkpoint_id="",
@@ -80,6 +81,16 @@ def test_rows_that_wait_are_said_beside_the_state(status: SessionStatus) -> None
     words = "150 rows wait for a stack, 2 stars set aside"
     assert words in " ".join(shown(waiting, running=True).split())
     assert words in status_line(waiting)
+
+
+def test_references_in_the_making_and_a_stale_calibration_are_said(status: SessionStatus) -> None:
+    assert status.training is not None and status.checkpoint is not None
+    made = status.training.model_copy(update={"stage": "confidence of half 0", "max_steps": 0})
+    stale = status.checkpoint.model_copy(update={"calibration": "stale"})
+    now = status.model_copy(update={"training": made, "checkpoint": stale})
+    text = " ".join(shown(now, running=True).split())
+    assert "ordered, confidence of half 0, 2,000 rows" in text
+    assert "i2s-abc, 678 rows, calibration stale" in text
 
 
 def test_view_tells_what_to_think_of_the_poses_so_far(status: SessionStatus) -> None:

@@ -1,0 +1,130 @@
+"""Poses by both references of a published checkpoint: gallery, then refinement of its modes, then confidence."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from cesped_stream.calibration.calibrator import Calibrator
+from cesped_stream.calibration.store import Calibration, load_calibration
+from cesped_stream.conventions import HALVES
+from cesped_stream.held_out import features_of, optics_names
+from cesped_stream.imaging.reference import load_reference
+from cesped_stream.inference import PoseBatch
+from cesped_stream.matching import Float64, MatchedPoses, ReferenceMatcher
+from cesped_stream.model.checkpoint import HalfMode
+from cesped_stream.particles.flags import Clipped, ImageFlag
+from cesped_stream.particles.reference_members import ReferenceMembers
+from cesped_stream.particles.stacks import StackReader
+from cesped_stream.particles.table import Int64, ParticleTable
+from cesped_stream.published import check_files
+from cesped_stream.reference_pair import MatchingSettings, half_matcher, read_reference_manifest
+
+PROPOSER: Final = "gallery+refinement"
+ROWS_AT_ONCE: Final = 512
+
+
+class ReferenceProposer:
+    """Both references of a checkpoint, ready to give poses with shifts: gallery, then refinement of its modes.
+
+    A particle's bits depend on no other particle; they do depend on the device and the version of torch.
+    """
+
+    proposer: Final = PROPOSER
+    rows_at_once: Final = ROWS_AT_ONCE
+
+    def __init__(self, folder: Path, matching: MatchingSettings, half_mode: HalfMode = "gold_standard") -> None:
+        self.manifest = read_reference_manifest(folder)
+        self.checkpoint_id = self.manifest.checkpoint_id
+        check_files(folder, self.manifest.files.items())
+        self._references = {half: load_reference(folder, half) for half in HALVES}
+        self._matching = matching
+        self._half_mode = half_mode
+        self._matchers: dict[int, ReferenceMatcher] = {}
+        self._calibration: Calibration | None = None
+        if self.manifest.calibration:
+            file, symmetry = folder / self.manifest.calibration, self.manifest.symmetry
+            self._calibration = load_calibration(file, checkpoint_id="", symmetry=symmetry)
+
+    def poses(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
+        """Return the poses of a table's rows, in their order, each by the reference that its half-set may see.
+
+        Rows whose image is unusable (`ImageFlag`) get that flag, their digest and no pose. PermanentError where a row
+        is in the reference that would score it; else what reading raises.
+        """
+
+        def of_half(half: int, rows: ParticleTable) -> PoseBatch:
+            found = self.matcher(half).match(rows, reader)
+            poses = pose_batch(found)
+            if self._calibration is None:
+                return poses
+            calibrator = self._calibration.for_half(half, self._half_mode).calibrator
+            return with_confidence(poses, features_of(found), optics_names(rows), calibrator)
+
+        return by_halves(table, self._matching.gallery.num_modes, of_half)
+
+    def refined(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
+        """Return the poses that refinement alone makes of the rows' own poses: of true ones, the limit of the noise.
+
+        Rows that are in the reference are left out: `ImageFlag.IN_REFERENCE`.
+        """
+        members = ReferenceMembers(tuple(self._references[half].members for half in HALVES))
+        outside = np.flatnonzero(~members.among(table, self._half_mode))
+        poses = PoseBatch.empty(len(table), 1)
+        poses.flag[:] = ImageFlag.IN_REFERENCE
+        found = by_halves(
+            table.select(outside), 1, lambda half, rows: pose_batch(self.matcher(half).refine(rows, reader))
+        )
+        poses.put(outside, found)
+        return poses
+
+    def matcher(self, half: int) -> ReferenceMatcher:
+        """Return what gives the particles of a half-set their poses."""
+        if half not in self._matchers:
+            source = half if self._half_mode == "gold_standard" else 1 - half
+            matcher = half_matcher(self._references[source], self._matching, half)
+            self._matchers[half] = matcher
+        return self._matchers[half]
+
+
+def by_halves(table: ParticleTable, candidates: int, find: Callable[[int, ParticleTable], PoseBatch]) -> PoseBatch:
+    """Return the poses of a table's rows, in their order, from what `find` gives for a half-set and its rows."""
+    poses = PoseBatch.empty(len(table), candidates)
+    half_sets = table.half_sets()
+    for half in HALVES:
+        index = np.flatnonzero(half_sets == half)
+        if len(index):
+            poses.put(index, find(half, table.select(index)))
+    return poses
+
+
+def with_confidence(
+    poses: PoseBatch, features: Mapping[str, Float64], optics: Sequence[str], calibrator: Calibrator | None
+) -> PoseBatch:
+    """Return the poses with a calibrated confidence, where there is a calibrator and all that it needs is known."""
+    if calibrator is None:
+        return poses
+    confidence = calibrator.confidence(features, optics, half_set=calibrator.half_set)
+    known = np.isfinite(confidence)
+    return replace(poses, confidence=np.where(known, confidence, poses.confidence), calibrated=known)
+
+
+def pose_batch(found: MatchedPoses) -> PoseBatch:
+    """Return poses by a reference as the batch that proposers give; confidence is the mass of the proposal refined."""
+    chosen: Int64 = found.proposal.clip(0)
+    weight = found.gallery_weight.clip(0, 1)  # a float32 sum may be a few 1e-6 above 1
+    return replace(
+        PoseBatch.empty(len(found), weight.shape[1]),
+        rotation=found.rotation,
+        confidence=weight[np.arange(len(found)), chosen],
+        top_rotation=found.gallery_rotation,
+        top_probability=weight,
+        flag=found.flag,
+        digest=found.digest,
+        shift_angstrom=found.shift_angstrom,
+        above_noise=found.above_noise,
+        gallery_rotation=found.gallery_rotation[:, 0],
+        clipped=found.angle_clipped * np.uint8(Clipped.ANGLE) | found.shift_clipped * np.uint8(Clipped.SHIFT),
+    )

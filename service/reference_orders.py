@@ -1,0 +1,157 @@
+"""Rows of the orders that are no aligned rows' alone: of a given map, and of poses that were predicted. No torch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cesped_stream.particles.identities import particle_digests
+from cesped_stream.particles.own_columns import (
+    CHECKPOINT,
+    CONFIDENCE,
+    OWN_LABELS,
+    PREDICTED,
+    PROPOSER,
+    STATUS,
+)
+from cesped_stream.particles.stacks import STACK_LABEL
+from cesped_stream.particles.star import read_star
+from cesped_stream.particles.table import ParticleTable
+
+from . import given_map
+from .finished import NO_CHECKPOINT, BatchTables, joined
+from .ledger import PREDICT, UNPOSED_PLACE, Ledger, ShardRecord
+from .messages import MAP, POSES, TrainingSource
+from .rolling import OPEN_FILE, shard_file
+from .session import SessionFolder
+from .settings import SessionSettings
+
+CONFIDENT = ("confident rows of half 0", "confident rows of half 1")
+"""Counters of the ledger: rows posed confidently by references since the last rebuilding was ordered."""
+BY_REFERENCES = "gallery"
+"""In `cestreamProposer` of rows whose pose has a shift."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """Rows of an order, not yet in their final sequence, and the batches that they are of."""
+
+    table: ParticleTable
+    batch_ids: Sequence[int]
+    source: TrainingSource = "aligned"
+    reference: str = ""
+    """sha256 of the given map."""
+
+
+class MapOrders:
+    """Orders a reference of the session's given map as soon as enough particles have landed to learn the noise from."""
+
+    def __init__(self, settings: SessionSettings, ledger: Ledger, tables: BatchTables) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._tables = tables
+
+    def is_done(self) -> bool:
+        """Return whether the map gives, or gave, poses: whatever lands gets one without any aligned row."""
+        return self._ledger.scalar("SELECT count(*) FROM trainings WHERE source = ? AND state = 'done'", (MAP,)) > 0
+
+    def rows_per_half(self) -> tuple[int, int]:
+        """Return how many particles without poses have landed."""
+        halves = "SELECT coalesce(sum(half_0), 0), coalesce(sum(half_1), 0) FROM batches WHERE kind = ?"
+        row = self._ledger.execute(halves, (PREDICT,)).fetchone()
+        return int(row[0]), int(row[1])
+
+    def waits(self) -> bool:
+        """Return whether the session's map is still to be ordered: nothing else was trained, and it was not tried."""
+        sha256 = self._ledger.fact(given_map.FACT) if self._settings.reference is not None else ""
+        done = self._ledger.scalar("SELECT count(*) FROM trainings WHERE state = 'done'")
+        return bool(sha256) and not done and not given_map.was_tried(self._ledger, sha256)
+
+    def frozen(self) -> Frozen | None:
+        """Return the first `noise_rows_per_half` rows of each half-set, in order of landing; None while they are
+        fewer, or where no map is to be ordered."""
+        least = self._settings.noise_rows_per_half
+        if not self.waits() or min(self.rows_per_half()) < least:
+            return None
+        batch_ids, halves = [], np.zeros(2, np.int64)
+        rows = self._ledger.execute(
+            "SELECT batch_id, half_0, half_1 FROM batches WHERE kind = ? ORDER BY batch_id", (PREDICT,)
+        )
+        for batch_id, *many in rows.fetchall():
+            if halves.min() >= least:
+                break
+            batch_ids.append(int(batch_id))
+            halves += many
+        table = joined([self._tables[batch_id] for batch_id in batch_ids])
+        half_sets = table.half_sets()
+        chosen = [np.flatnonzero(half_sets == half)[:least] for half in (0, 1)]
+        table = table.select(np.sort(np.concatenate(chosen)))
+        return Frozen(table, batch_ids, MAP, self._ledger.fact(given_map.FACT))
+
+
+class RebuildOrders:
+    """Orders references anew, of aligned rows and of rows whose predicted pose is confident, as those accumulate."""
+
+    def __init__(self, settings: SessionSettings, folder: SessionFolder, ledger: Ledger, tables: BatchTables) -> None:
+        self._settings = settings.referencing
+        self._folder = folder
+        self._ledger = ledger
+        self._tables = tables
+
+    def confident_per_half(self) -> tuple[int, int]:
+        """Return how many confident rows were committed since the last rebuilding was ordered."""
+        return self._ledger.counter(CONFIDENT[0]), self._ledger.counter(CONFIDENT[1])
+
+    def is_due(self) -> bool:
+        """Return whether `rebuild_rows` more rows of each half-set were posed confidently."""
+        return 0 < self._settings.rebuild_rows <= min(self.confident_per_half())
+
+    def frozen(self, aligned: Sequence[int]) -> Frozen:
+        """Return the rows of the `aligned` batches and the newest confident ones, at most `rebuild_max_rows` a half.
+
+        Predicted rows have their pose, and in `cestreamCheckpoint` what made it ("none": an aligned row).
+        """
+        tables = [self._tables[batch_id] for batch_id in aligned]
+        given = [table.with_columns({CHECKPOINT: [NO_CHECKPOINT] * len(table)}) for table in tables]
+        known = np.concatenate([np.empty(0, np.uint64), *map(particle_digests, given)])
+        predicted, batch_ids, halves = [], set(aligned), np.zeros(2, np.int64)
+        for table, batches in self._posed():
+            chosen = self._confident(table) & ~np.isin(particle_digests(table), known)
+            rows = _newest(chosen, table.half_sets(), self._settings.rebuild_max_rows - halves)
+            halves += np.bincount(table.half_sets()[rows], minlength=2)
+            predicted.append(table.select(rows).without([label for label in OWN_LABELS if label != CHECKPOINT]))
+            batch_ids |= set(batches[rows].tolist())
+            if halves.min() >= self._settings.rebuild_max_rows:
+                break
+        return Frozen(joined([*given, *predicted]), sorted(batch_ids), POSES)
+
+    def _confident(self, table: ParticleTable) -> NDArray[np.bool_]:
+        predicted = np.array(table.column(STATUS)) == PREDICTED
+        by_references = np.array([BY_REFERENCES in text for text in table.column(PROPOSER)], np.bool_)
+        confident = table.numbers(CONFIDENCE) >= self._settings.rebuild_least_confidence
+        return np.asarray(predicted & by_references & confident, np.bool_)
+
+    def _posed(self) -> Iterator[tuple[ParticleTable, NDArray[np.int64]]]:
+        """Yield the committed rows of each shard, the newest first, with their stacks, and the batch of each row."""
+        for shard in reversed(self._ledger.shards()):
+            path = self._path(shard)
+            if shard.shard_id == UNPOSED_PLACE or shard.num_rows == 0 or not path.exists():
+                continue
+            stacks, batches = [], []
+            for run in self._ledger.runs_of(shard.shard_id):
+                stacks += self._tables.rows(run.batch_id, run.first_row, run.num_rows).column(STACK_LABEL)
+                batches += [run.batch_id] * run.num_rows
+            table = read_star(path).with_columns({STACK_LABEL: stacks})
+            yield table, np.array(batches, np.int64)
+
+    def _path(self, shard: ShardRecord) -> Path:
+        return self._folder.poses / (OPEN_FILE if shard.state == "open" else shard_file(shard.shard_id))
+
+
+def _newest(chosen: NDArray[np.bool_], half_sets: NDArray[np.int8], most: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the last rows that are chosen, ascending, at most `most[half]` of each half-set."""
+    parts = [np.flatnonzero(chosen & (half_sets == half)) for half in (0, 1)]
+    kept = [rows[max(0, len(rows) - max(0, int(many))) :] for rows, many in zip(parts, most, strict=True)]
+    return np.sort(np.concatenate(kept))
