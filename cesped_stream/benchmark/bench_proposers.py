@@ -1,7 +1,7 @@
 """Which way of making poses wins: each answers the same streamed rows of one entry, and the truth measures them.
 
 The ways: the network alone; its candidates refined against the half-set's reference; the gallery alone; the gallery's
-refined; and the true poses refined, which is the limit that noise sets.
+refined; both fused, then refined; and the true poses refined, which is the limit that noise sets.
 """
 
 import os
@@ -82,6 +82,8 @@ def bench_proposers(
     answered = [*ways.of_network(networks, references)]
     on_stage("gallery's answers")
     answered += ways.of_gallery(references)
+    on_stage("both fused")
+    answered.append(ways.of_both(ways.make_fused(networks, references)))
     on_stage("limit of the noise")
     answered.append(ways.of_truth(references))
     return _measured(ways, networks, answered)

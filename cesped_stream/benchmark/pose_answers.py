@@ -1,8 +1,8 @@
 """Checkpoints of every kind made of the same aligned rows, once, and their poses of the same streamed rows."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from cesped_stream.benchmark.ways_stream import LandedRows, with_poses
 from cesped_stream.conventions import HALVES
 from cesped_stream.durable import write_whole
+from cesped_stream.fused_pair import FusedParts, publish_fused
 from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch
 from cesped_stream.matching import MatchedPoses, ReferenceMatcher
@@ -21,7 +22,9 @@ from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import open_proposer
 from cesped_stream.reference_pair import MatchingSettings, publish_references
+from cesped_stream.refinement.matching import Refiner
 from cesped_stream.settings import InferenceSettings, TrainingSettings
+from cesped_stream.so3.grids import grid_step_deg
 from cesped_stream.training import fit
 from cesped_stream.training.half import trained_seconds
 
@@ -31,7 +34,6 @@ LIMIT_ROWS: Final = 1000
 
 Float64 = NDArray[np.float64]
 OnProgress = Callable[[fit.Progress], None]
-Refine = Callable[[ParticleTable], MatchedPoses]
 
 
 class Made(BaseModel):
@@ -108,6 +110,11 @@ class AnsweringWays:
         """Return the references of the aligned rows, as a session's trainer publishes them."""
         return self._made("references", self._publish_references)
 
+    def make_fused(self, networks: Made, references: Made) -> Made:
+        """Return both as one checkpoint, weights and confidence fitted on what each half's models have not seen."""
+        made = self._made("fused", lambda: self._publish_fused(networks, references))
+        return made.model_copy(update={"seconds": made.seconds + networks.seconds + references.seconds})
+
     def make_networks(self, on_progress: OnProgress, should_stop: Callable[[], bool]) -> Made:
         """Return the networks trained on the aligned rows; a training that was cut goes on. Raises TrainingStopped."""
         return self._made("networks", lambda: self._train(on_progress, should_stop))
@@ -117,8 +124,8 @@ class AnsweringWays:
         poses, first, spent = self._answered(networks)
         n = len(poses.confidence)
         alone = Answers("network", poses.rotation, poses.shift_angstrom, poses.confidence, *spent.a_particle(n), first)
-        refine, start = self._candidate_refiner(references), Spent.so_far()
-        found = self._refined_candidates(poses.top_rotation, refine)
+        matchers, start = self._matchers(references), Spent.so_far()
+        found = self._refined_candidates(poses.top_rotation, matchers)
         both = spent.plus(Spent.since(start)).a_particle(n)
         return alone, Answers("network+refinement", *found, poses.confidence, *both, first + references.seconds)
 
@@ -130,14 +137,19 @@ class AnsweringWays:
         found = (poses.rotation, poses.shift_angstrom, poses.confidence)
         return gallery, Answers("gallery+refinement", *found, *spent.a_particle(len(poses.confidence)), first)
 
+    def of_both(self, fused: Made) -> Answers:
+        """Return the answers of network and gallery fused, then refined."""
+        poses, first, spent = self._answered(fused)
+        found = (poses.rotation, poses.shift_angstrom, poses.confidence)
+        return Answers("network+gallery+refinement", *found, *spent.a_particle(len(poses.confidence)), first)
+
     def of_truth(self, references: Made) -> Answers:
         """Return what refinement makes of the true poses of at most about `LIMIT_ROWS` rows: what noise allows."""
         truth = self.rows.truth
         chosen = np.flatnonzero(self.rows.are_particles())
         chosen = chosen[:: -(-len(chosen) // LIMIT_ROWS) or 1]
         rotation, shift = np.full((len(truth), 3, 3), np.nan), np.full((len(truth), 2), np.nan)
-        refine = self._refiner(references, self.matching)
-        found = refine(truth.select(chosen))
+        found = _refined(truth.select(chosen), self._matchers(references))
         rotation[chosen], shift[chosen] = found.rotation, found.shift_angstrom
         return Answers("true poses+refinement", rotation, shift, np.ones(len(truth)))
 
@@ -156,7 +168,7 @@ class AnsweringWays:
 
     def _publish_references(self) -> Made:
         start, work = time.perf_counter(), self.checkpoints / WORK_FOLDER
-        with fit.sole_trainer(work), fit.intra_op_threads(1):
+        with fit.sole_trainer(work):
             _, manifest = publish_references(
                 self.rows.aligned,
                 StackReader(),
@@ -165,6 +177,18 @@ class AnsweringWays:
                 work_folder=work,
                 checkpoints_folder=self.checkpoints,
             )
+        return Made(checkpoint_id=manifest.checkpoint_id, seconds=time.perf_counter() - start)
+
+    def _publish_fused(self, networks: Made, references: Made) -> Made:
+        start = time.perf_counter()
+        parts = FusedParts(
+            self.checkpoints / networks.checkpoint_id,
+            self.checkpoints / references.checkpoint_id,
+            self.inference,
+            self.matching,
+        )
+        with fit.sole_trainer(self.checkpoints / WORK_FOLDER):
+            _, manifest = publish_fused(self.rows.aligned, StackReader(), parts, checkpoints_folder=self.checkpoints)
         return Made(checkpoint_id=manifest.checkpoint_id, seconds=time.perf_counter() - start)
 
     def _train(self, on_progress: OnProgress, should_stop: Callable[[], bool]) -> Made:
@@ -197,35 +221,41 @@ class AnsweringWays:
         first_seconds, before = made.seconds + time.perf_counter() - start, Spent.so_far()
         return proposer.poses(rows, reader), first_seconds, Spent.since(before)
 
-    def _candidate_refiner(self, references: Made) -> Refine:
-        """Return what refines the network's candidates, from the image's own centre."""
-        refinement = self.matching.refinement.model_copy(
-            update={
-                "radius_deg": self.network_radius_deg,
-                "shift_range_angstrom": self.matching.gallery.shift_range_angstrom,
-            }
-        )
-        return self._refiner(references, replace(self.matching, refinement=refinement))
+    def _refined_candidates(
+        self, candidates: Float64, matchers: Mapping[int, ReferenceMatcher]
+    ) -> tuple[Float64, Float64]:
+        """Return rotation and shift of the likeliest of each row's candidates `(n, k, 3, 3)`, refined.
 
-    def _refined_candidates(self, candidates: Float64, refine: Refine) -> tuple[Float64, Float64]:
-        """Return the likeliest refined end of each row's candidates `(n, k, 3, 3)`: rotation and shift."""
-        n = len(candidates)
+        From the image's own centre, within `network_radius_deg` first, then from there as the gallery's are.
+        """
+        n, streamed = len(candidates), self.rows.streamed
         rotation, shift, best = np.full((n, 3, 3), np.nan), np.full((n, 2), np.nan), np.full(n, -np.inf)
+        wide = {half: self._wide_refiner(matcher) for half, matcher in matchers.items()}
         for candidate in np.moveaxis(candidates, 1, 0):
             rows = np.flatnonzero(np.isfinite(candidate).all((1, 2)))
-            if not len(rows):
-                continue
-            found = refine(with_poses(self.rows.streamed.select(rows), candidate[rows]))
+            found = _refined(with_poses(streamed.select(rows), candidate[rows]), matchers, wide)
             better = found.log_likelihood > best[rows]
             ahead = rows[better]
             best[ahead] = found.log_likelihood[better]
             rotation[ahead], shift[ahead] = found.rotation[better], found.shift_angstrom[better]
+        rows = np.flatnonzero(np.isfinite(best))
+        found = _refined(with_poses(streamed.select(rows), rotation[rows], shift[rows]), matchers)
+        rotation[rows], shift[rows] = found.rotation, found.shift_angstrom
         return rotation, shift
 
-    def _refiner(self, references: Made, matching: MatchingSettings) -> Refine:
-        """Return what refines rows' own poses, each half-set's against its own reference."""
-        folder, reader = self.checkpoints / references.checkpoint_id, StackReader()
-        matchers = {
+    def _wide_refiner(self, matcher: ReferenceMatcher) -> Refiner:
+        searched = {"radius_deg": self.network_radius_deg, "shift_range_angstrom": matcher.gallery.shift_range_angstrom}
+        return Refiner(
+            matcher.reference,
+            self.matching.refinement.model_copy(update=searched),
+            proposal_step_deg=grid_step_deg(self.matching.gallery.grid_order),
+            proposal_shift_step_angstrom=matcher.gallery.shift_step_angstrom,
+            device=pick_device(self.matching.device),
+        )
+
+    def _matchers(self, references: Made) -> dict[int, ReferenceMatcher]:
+        folder, matching = self.checkpoints / references.checkpoint_id, self.matching
+        return {
             half: ReferenceMatcher(
                 load_reference(folder, half),
                 matching.gallery,
@@ -237,14 +267,19 @@ class AnsweringWays:
             for half in HALVES
         }
 
-        def refine(rows: ParticleTable) -> MatchedPoses:
-            poses, half_sets = MatchedPoses.empty(len(rows), 1), rows.half_sets()
-            for half, matcher in matchers.items():
-                index = np.flatnonzero(half_sets == half)
-                if len(index):
-                    found = matcher.refine(rows.select(index), reader)
-                    poses.rotation[index], poses.shift_angstrom[index] = found.rotation, found.shift_angstrom
-                    poses.log_likelihood[index] = found.log_likelihood
-            return poses
 
-        return refine
+def _refined(
+    rows: ParticleTable, matchers: Mapping[int, ReferenceMatcher], refiners: Mapping[int, Refiner] | None = None
+) -> MatchedPoses:
+    """Return the rows' own poses refined, each half-set's against its own reference; by other `refiners` if given."""
+    poses, half_sets, reader = MatchedPoses.empty(len(rows), 1), rows.half_sets(), StackReader()
+    for half, matcher in matchers.items():
+        index = np.flatnonzero(half_sets == half)
+        if len(index):
+            usual = matcher.refiner
+            matcher.refiner = refiners[half] if refiners else usual
+            found = matcher.refine(rows.select(index), reader)
+            matcher.refiner = usual
+            poses.rotation[index], poses.shift_angstrom[index] = found.rotation, found.shift_angstrom
+            poses.log_likelihood[index] = found.log_likelihood
+    return poses

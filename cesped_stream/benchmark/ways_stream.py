@@ -12,7 +12,7 @@ from cesped_stream.benchmark.plan import ROLE_LABEL, SOURCE_LABEL, BatchRole, Re
 from cesped_stream.benchmark.replay import LOG_NAME, TRUTH_NAME, Landed, replay
 from cesped_stream.benchmark.replay_settings import ReplaySettings
 from cesped_stream.benchmark.stream_report import with_landed_stacks
-from cesped_stream.conventions import ANGLE_LABELS, SHIFT_LABELS, rotation_to_euler_deg
+from cesped_stream.conventions import POSE_LABELS, rotation_to_euler_deg
 from cesped_stream.imaging.junk import KIND_LABEL, PARTICLE
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
@@ -36,11 +36,14 @@ class LandedRows:
         return np.array([kind == PARTICLE for kind in kinds], np.bool_)
 
 
-def with_poses(table: ParticleTable, rotations: NDArray[np.float64]) -> ParticleTable:
-    """Return the table with poses `(n, 3, 3)` (image xyz to map xyz) and no shifts, whatever it had."""
-    angles = rotation_to_euler_deg(rotations).T
-    texts = {label: [f"{value:.6f}" for value in values] for label, values in zip(ANGLE_LABELS, angles, strict=True)}
-    return table.with_columns({**texts, **dict.fromkeys(SHIFT_LABELS, ["0.000000"] * len(table))})
+def with_poses(
+    table: ParticleTable, rotations: NDArray[np.float64], shifts_angstrom: NDArray[np.float64] | None = None
+) -> ParticleTable:
+    """Return the table with poses `(n, 3, 3)` (image xyz to map xyz) and shifts `(n, 2)`, 0 where none are given."""
+    shifts = np.zeros((len(table), 2)) if shifts_angstrom is None else shifts_angstrom
+    values = np.concatenate([rotation_to_euler_deg(rotations), shifts], 1).T
+    texts = {label: [f"{value:.6f}" for value in each] for label, each in zip(POSE_LABELS, values, strict=True)}
+    return table.with_columns(dict(texts))
 
 
 def land_rows(
