@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cesped_stream.gallery.products import blocks, matrix, product, products, shift_grid, taken, waves
 from cesped_stream.gallery.views import (
     Views,
     displacement_angstrom,
@@ -105,13 +106,22 @@ class ProjectionGallery:
         )
         self._coarse_step = settings.shift_step_angstrom or self.coarse_band.limit_angstrom / SHIFT_STEPS_PER_LIMIT
         self.shift_step_angstrom = min(self._coarse_step, self.band.limit_angstrom / SHIFT_STEPS_PER_LIMIT)
-        self.coarse_shifts_angstrom = _shift_grid(self.shift_range_angstrom, self._coarse_step)
-        self._near_shifts = _shift_grid(NEAR_COARSE_STEPS * self._coarse_step, self.shift_step_angstrom)
+        self.coarse_shifts_angstrom = shift_grid(self.shift_range_angstrom, self._coarse_step)
+        self._near_shifts = shift_grid(NEAR_COARSE_STEPS * self._coarse_step, self.shift_step_angstrom)
         projector = MapProjector(reference.volume, reference.pixel_size_angstrom, device=self.device)
         self._coarse = self._views(
             projector, settings.coarse_order, self.coarse_band, coarse_displacement, self._coarse_step
         )
         self._fine = self._views(projector, settings.grid_order, self.band, displacement, self.shift_step_angstrom)
+        self._prepare_shifts()
+        children, is_child = finer_views_of(self._coarse.unit, self._fine.unit)
+        self._children = torch.from_numpy(children).to(self.device)
+        self._is_child = torch.from_numpy(is_child).to(self.device)
+        self._log_children = self._is_child.sum(1).clamp(min=1e-9).log()
+        self._kept_views = max(1, round(settings.keep_fraction * len(self._coarse)))
+
+    def _prepare_shifts(self) -> None:
+        """Phases and priors of the coarse shifts and of those about each."""
         self._coarse_phases, near_phases, self._centre_phases = (
             band.shift_phases(torch.from_numpy(shifts)).to(self.device)
             for band, shifts in (
@@ -120,15 +130,10 @@ class ProjectionGallery:
                 (self.band, self.coarse_shifts_angstrom),
             )
         )
-        self._coarse_waves, self._near_waves = _waves(self._coarse_phases), _waves(near_phases)
+        self._coarse_waves, self._near_waves = waves(self._coarse_phases), waves(near_phases)
         self._coarse_prior, self._near_prior = self._priors()
         grid = torch.from_numpy(self.coarse_shifts_angstrom).to(self.device)
         self._is_beside = torch.cdist(grid, grid) <= NEAR_COARSE_STEPS * self._coarse_step + 1e-6
-        children, is_child = finer_views_of(self._coarse.unit, self._fine.unit)
-        self._children = torch.from_numpy(children).to(self.device)
-        self._is_child = torch.from_numpy(is_child).to(self.device)
-        self._log_children = self._is_child.sum(1).clamp(min=1e-9).log()
-        self._kept_views = max(1, round(settings.keep_fraction * len(self._coarse)))
 
     @property
     def shift_range_angstrom(self) -> float:
@@ -223,14 +228,18 @@ class ProjectionGallery:
 
         Where that is next to the shift with most posterior mass, it is that one: what is compared is then alike.
         """
-        products = _products(*self._rows_of(self._coarse, chosen), batch.weighted[:, None])
-        linear = torch.matmul(products, self._coarse_waves) + self._coarse_prior
+        own = batch.weighted[:, None].real.contiguous(), batch.weighted[:, None].imag.contiguous()
+        parts = [
+            torch.matmul(products(*self._rows_of(self._coarse, chosen[:, part]), *own), self._coarse_waves)
+            for part in blocks(chosen.shape[1])
+        ]
+        linear = torch.cat(parts, 1) + self._coarse_prior
         norm = self._norm_of(self._coarse, chosen, batch)
         score = self._score(linear, norm[:, :, None], batch.length[:, None, None])
         weight = self._log_weight(score, self.coarse_band).masked_fill(~followed[:, :, None], -torch.inf)
         likeliest = weight.logsumexp(1).argmax(1, keepdim=True)
-        own = score.argmax(2)
-        return torch.where(self._is_beside[own, likeliest], likeliest, own)
+        best = score.argmax(2)
+        return torch.where(self._is_beside[best, likeliest], likeliest, best)
 
     def _search_coarse(self, batch: _Batch) -> Tensor:
         """Best score over shifts, their prior included, `(t, coarse views)`."""
@@ -238,13 +247,13 @@ class ProjectionGallery:
         num_shifts, size = len(self.coarse_shifts_angstrom), len(batch.weighted)
         tile = max(1, self.settings.memory_mib * 2**20 // (8 * num_shifts * size))
         moved = exact_product(batch.weighted.T[:, None], self._coarse_phases.T[:, :, None])
-        real, imaginary = (_matrix(part, self.settings.precision) for part in moved)
+        real, imaginary = (matrix(part, self.settings.precision) for part in moved)
         prior = self._coarse_prior[None, :, None]
         both = torch.empty(2, len(views.real), size, device=self.device)
         for start in range(0, len(views.real), tile):
             part = slice(start, start + tile)
-            even = _product(views.real[part], real, self.settings.precision).view(-1, num_shifts, size)
-            odd = _product(views.imaginary[part], imaginary, self.settings.precision).view(-1, num_shifts, size)
+            even = product(views.real[part], real, self.settings.precision).view(-1, num_shifts, size)
+            odd = product(views.imaginary[part], imaginary, self.settings.precision).view(-1, num_shifts, size)
             norm = views.power[part] @ batch.norm
             both[0, part] = self._score((even + odd).add_(prior).amax(1), norm, batch.length)
             both[1, part] = self._score(even.sub_(odd).add_(prior).amax(1), norm, batch.length)
@@ -274,10 +283,14 @@ class ProjectionGallery:
         order = order[:, : max(int(is_one.flatten(1).sum(1).max()), 1)]
         candidates, is_one = candidates.gather(1, order), is_one.flatten(1).gather(1, order)
         parent = order // most
-        phases = self._centre_phases[centres]
-        moved = torch.complex(*exact_product(batch.weighted[:, None], phases))
-        moved = moved.gather(1, parent[:, :, None].expand(-1, -1, moved.shape[2]))
-        linear = torch.matmul(_products(*self._rows_of(views, candidates), moved), self._near_waves)
+        moved = exact_product(batch.weighted[:, None], self._centre_phases[centres])
+        first = torch.arange(len(parent), device=self.device)[:, None] * centres.shape[1]
+        flat = tuple(part.flatten(0, 1) for part in moved)
+        parts = []
+        for part in blocks(candidates.shape[1]):
+            images = (taken(own, (parent + first)[:, part]) for own in flat)
+            parts.append(torch.matmul(products(*self._rows_of(views, candidates[:, part]), *images), self._near_waves))
+        linear = torch.cat(parts, 1)
         norm = self._norm_of(views, candidates, batch)
         scores = self._score(linear, norm[:, :, None], batch.length[:, None, None])
         return self._kept(scores, candidates, is_one, centres.gather(1, parent), coarse, chosen, followed)
@@ -319,14 +332,14 @@ class ProjectionGallery:
     def _norm_of(self, views: Views, index: Tensor, batch: _Batch) -> Tensor:
         """What views at indices `(t, f)` have in the images, `(t, f)`."""
         pair = torch.from_numpy(views.pair[index.cpu().numpy()]).to(self.device)
-        return torch.bmm(_rows(views.power, pair), batch.norm.T[:, :, None])[:, :, 0]
+        return torch.bmm(taken(views.power, pair), batch.norm.T[:, :, None])[:, :, 0]
 
     def _rows_of(self, views: Views, index: Tensor) -> tuple[Tensor, Tensor]:
         """Real and imaginary coefficients `(t, f, m)` of views at indices `(t, f)`."""
         flat = index.cpu().numpy()
         pair = torch.from_numpy(views.pair[flat]).to(self.device)
         sign = torch.from_numpy(np.where(views.conjugate[flat], np.float32(-1), np.float32(1))).to(self.device)
-        return _rows(views.real, pair), _rows(views.imaginary, pair).mul_(sign[:, :, None])
+        return taken(views.real, pair), taken(views.imaginary, pair).mul_(sign[:, :, None])
 
     def _log_share_followed(self, coarse: Tensor, chosen: Tensor, followed: Tensor) -> Tensor:
         """Log of the posterior mass, by the coarse scores, at the coarse views that were followed, `(t,)`."""
@@ -352,37 +365,3 @@ class ProjectionGallery:
             mode_weights=weights,
             log_likelihood=peak.double().numpy(),
         )
-
-
-def _shift_grid(range_angstrom: float, step_angstrom: float) -> Float64:
-    """Shifts `(s, 2)` (x, y) on a square grid within a circle, 0 among them."""
-    reach = int(range_angstrom / step_angstrom + 1e-6)
-    axis = np.arange(-reach, reach + 1)
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-    inside = x**2 + y**2 <= (range_angstrom / step_angstrom + 1e-6) ** 2
-    return np.asarray(np.stack([x[inside], y[inside]], -1) * step_angstrom, np.float64)
-
-
-def _products(real: Tensor, imaginary: Tensor, images: Tensor) -> Tensor:
-    """Real and imaginary parts of conj(S) times images `(t, 1 or f, m)`, side by side `(t, f, 2 m)`."""
-    return torch.cat([real * images.real + imaginary * images.imag, real * images.imag - imaginary * images.real], -1)
-
-
-def _waves(phases: Tensor) -> Tensor:
-    """Factors `(2 m, shifts)` that make `_products` the scores of images moved by phases `(shifts, m)`."""
-    return torch.cat([phases.real, -phases.imag], 1).T.contiguous()
-
-
-def _rows(matrix: Tensor, index: Tensor) -> Tensor:
-    """Rows `(t, f, m)` of a matrix `(h, m)` at indices `(t, f)`."""
-    return torch.index_select(matrix, 0, index.flatten()).view(*index.shape, -1)
-
-
-def _matrix(values: Tensor, precision: str) -> Tensor:
-    """A `(m, shifts, t)` part as the right factor `(m, shifts t)`."""
-    matrix = values.reshape(len(values), -1)
-    return matrix.bfloat16() if precision == "bfloat16" else matrix
-
-
-def _product(left: Tensor, right: Tensor, precision: str) -> Tensor:
-    return (left.bfloat16() @ right).float() if precision == "bfloat16" else left @ right

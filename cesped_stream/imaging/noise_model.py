@@ -181,6 +181,16 @@ def whitened_weights(images: BandImages, noise: NoiseModel, rows: Int64) -> tupl
 
     log p = sum (first Re[(C y)* S]) - sum (second C^2 |S|^2), up to a constant of the image.
     """
+    variance, scale = expected_levels(images, noise, rows)
+    precision = images.information[:, None] / variance
+    return 2 * scale * precision, scale.square() * precision
+
+
+def expected_levels(images: BandImages, noise: NoiseModel, rows: Int64) -> tuple[Tensor, Tensor]:
+    """Return the noise's variance `(n, m)` and the scale a `(n, 1)` of images in groups `rows`.
+
+    Those of unseen groups are by each image's own levels (`own_levels`).
+    """
     device = images.matched.device
     index = torch.from_numpy(rows).to(device)
     variance = noise.variance_in(images.band).to(device)[index]
@@ -190,8 +200,7 @@ def whitened_weights(images: BandImages, noise: NoiseModel, rows: Int64) -> tupl
         level, own_scale = own_levels(images, variance, signal.to(device), scale)
         unseen = (index == len(noise.keys))[:, None]
         variance, scale = torch.where(unseen, variance * level, variance), torch.where(unseen, own_scale, scale)
-    precision = images.information[:, None] / variance
-    return 2 * scale * precision, scale.square() * precision
+    return variance, scale
 
 
 def own_levels(images: BandImages, variance: Tensor, signal_power: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

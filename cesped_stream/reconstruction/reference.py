@@ -1,6 +1,7 @@
 """References of one half-set: from its aligned rows, or from a given map."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -60,14 +61,7 @@ def reference_from_rows(
     table = table.select(np.flatnonzero(table.has_poses()))
     frame = _Frame.of(table, settings, reader)
     make = partial(_Made.of, frame=frame, symmetry=symmetry, settings=settings, reader=reader, device=device)
-    made = make(table, np.arange(len(table)) % 2)
-    usable, part_of, left_out = table.select(made.used), made.used % 2, 0
-    for _ in range(LEAVING_OUT_ROUNDS if settings.leave_out else 0):
-        agree = agreeing(_log_likelihoods(usable, part_of, made, settings, reader, device))
-        if agree.sum() < LEAST_ROWS or np.count_nonzero(~agree) == left_out:
-            break
-        left_out = int(np.count_nonzero(~agree))
-        made = make(usable.select(np.flatnonzero(agree)), part_of[agree])
+    usable, made, left_out = _without_disagreeing(table, make, settings, reader, device)
     logger.info("reference made", extra={"num_rows": len(usable) - left_out, "num_left_out": left_out})
     return Reference(
         volume=made.maps.whole,
@@ -81,6 +75,25 @@ def reference_from_rows(
         shift_prior=_shift_prior(usable, made.maps),
         num_left_out=left_out,
     )
+
+
+def _without_disagreeing(
+    table: ParticleTable,
+    make: "Callable[[ParticleTable, Int64], _Made]",
+    settings: ReferenceSettings,
+    reader: StackReader,
+    device: str,
+) -> tuple[ParticleTable, "_Made", int]:
+    """The usable rows, what is made of those that agree, and how many were left out."""
+    made = make(table, np.arange(len(table)) % 2)
+    usable, part_of, left_out = table.select(made.used), made.used % 2, 0
+    for _ in range(LEAVING_OUT_ROUNDS if settings.leave_out else 0):
+        agree = agreeing(_log_likelihoods(usable, part_of, made, settings, reader, device))
+        if agree.sum() < LEAST_ROWS or np.count_nonzero(~agree) == left_out:
+            break
+        left_out = int(np.count_nonzero(~agree))
+        made = make(usable.select(np.flatnonzero(agree)), part_of[agree])
+    return usable, made, left_out
 
 
 def _shift_prior(table: ParticleTable, maps: "_Maps") -> ShiftPrior:

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from cesped_stream.imaging.band import BandImages
-from cesped_stream.imaging.noise_model import NoiseModel
+from cesped_stream.imaging.noise_model import NoiseModel, expected_levels
 from cesped_stream.imaging.shift_prior import ShiftPrior
 
 Float64 = NDArray[np.float64]
@@ -37,9 +37,8 @@ def power_log_likelihood(images: BandImages, noise: NoiseModel, rows: Int64) -> 
     In a shell of m coefficients whose mean power is s times the model's, s > 1, that is m (s - 1 - ln s). `rows` `(n,)`
     are the images' rows in `noise`.
     """
-    index = torch.from_numpy(rows).to(images.matched.device)
-    expected = noise.variance_in(images.band).to(images.matched.device)[index]
-    expected = expected * torch.where(images.premultiplied[:, None], images.ctf_square, 1.0)
+    variance, _ = expected_levels(images, noise, rows)
+    expected = variance * torch.where(images.premultiplied[:, None], images.ctf_square, 1.0)
     order = np.argsort(images.band.shells, kind="stable")
     starts = np.flatnonzero(np.diff(images.band.shells[order], prepend=-1))
     power, sums, squares = (

@@ -145,7 +145,9 @@ class TinySession:
         file = self.folder / "state" / "status.json"
         return dict(json.loads(file.read_bytes())) if file.exists() else {}
 
-    def wait_for(self, what: str, condition: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    def wait_for(
+        self, what: str, condition: Callable[[dict[str, Any]], Any], seconds: float = DEADLINE_SECONDS
+    ) -> dict[str, Any]:
         """Wait until the status fulfils a condition; a process that has ended in between is told."""
 
         def reached() -> dict[str, Any] | None:
@@ -153,7 +155,7 @@ class TinySession:
             return status if status and condition(status) else None
 
         try:
-            status: dict[str, Any] = wait_until(reached, what)
+            status: dict[str, Any] = wait_until(reached, what, seconds)
         except AssertionError as error:
             outs = "\n".join(f"{file.name}:\n{file.read_text()[-1500:]}" for file in self.folder.glob("*.out"))
             raise AssertionError(f"{error}\nlast status: {self.status()}\n{outs}") from None

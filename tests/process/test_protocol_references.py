@@ -52,6 +52,7 @@ def test_each_half_is_posed_with_shifts_by_the_other_halfs_reference(root: Path,
     (checkpoint,) = (output / "checkpoints").glob("ref-*")
     manifest = read_reference_manifest(checkpoint)
     assert (manifest.trained_on, manifest.symmetry) == ("one", "D2")
+    assert manifest.uncalibrated.startswith("no row is held out")
     for half, star in enumerate(open_entry(root / "one").stars):
         predicted, truth = read_star(output / f"predictions_{half}.star"), read_star(star)
         assert predicted.column("rlnImageName") == truth.column("rlnImageName")

@@ -1,6 +1,6 @@
 """Prediction from a checkpoint, and from a star's rows: right model, equal bits, bad images without a pose."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -118,15 +118,15 @@ def test_when_cuda_memory_runs_out_the_batch_is_halved_and_stays_so(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = predictor.predict(images(20), [0] * 20)
-    predict, sizes = predictor._predict_batch, []
+    of_batch, sizes = predictor._of_batch, []
 
-    def tight(model: Image2Sphere, x: torch.Tensor) -> PoseBatch:
+    def tight(model: Image2Sphere, x: torch.Tensor, make: Callable[[torch.Tensor], PoseBatch]) -> PoseBatch:
         sizes.append((predictor.batch_size, len(x)))
         if predictor.batch_size > 8:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return predict(model, x)
+        return of_batch(model, x, make)
 
-    monkeypatch.setattr(predictor, "_predict_batch", tight)
+    monkeypatch.setattr(predictor, "_of_batch", tight)
     poses = predictor.predict(images(20), [0] * 20)
     assert sizes == [(16, 16), (8, 8), (8, 8), (8, 4)]
     assert predictor.batch_size == 8
@@ -136,10 +136,10 @@ def test_when_cuda_memory_runs_out_the_batch_is_halved_and_stays_so(
 def test_memory_that_never_suffices_is_an_error_not_a_loop(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(model: Image2Sphere, x: torch.Tensor) -> PoseBatch:
+    def never(model: Image2Sphere, x: torch.Tensor, make: Callable[[torch.Tensor], PoseBatch]) -> PoseBatch:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(predictor, "_predict_batch", never)
+    monkeypatch.setattr(predictor, "_of_batch", never)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         predictor.predict(images(2), [0, 1])
 
@@ -234,3 +234,15 @@ def test_a_row_beyond_its_stack_is_an_error_that_names_it(
     beyond = table.select([0]).with_columns({"rlnImageName": ["000021@a.mrcs"]})
     with pytest.raises(NotSettledError, match=r"a\.mrcs.*21"):
         infer_table(predictor, beyond, reader, root=tmp_path)
+
+
+def test_a_distribution_holds_the_poses_that_predict_finds(predictor: Predictor) -> None:
+    halves = [0, 1, 1, 0, 1]
+    distribution = predictor.distribution(images(5), halves, 40)
+    assert distribution.indices.shape == (5, 40) and not distribution.asymmetric_unit
+    poses = predictor.predict(images(5), halves)
+    np.testing.assert_array_equal(distribution.rotations()[:, 0], poses.rotation)
+    assert (np.exp(distribution.log_weights).sum(1) <= 1 + 1e-5).all()
+    later = predictor.distribution(images(5)[3:], halves[3:], 40)
+    np.testing.assert_array_equal(later.indices, distribution.indices[3:])
+    np.testing.assert_array_equal(later.log_weights, distribution.log_weights[3:])
