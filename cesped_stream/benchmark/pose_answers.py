@@ -62,7 +62,8 @@ class Answers:
     particles_per_second: float | None = None
     """Star rows to poses, reading included, after a first batch."""
     cpu_ms_per_particle: float | None = None
-    """CPU time of all threads over the same rows: what else runs on the machine lengthens it little."""
+    """CPU time of all threads over the same rows. On a busy machine OpenMP's waiting threads spin and count, unless
+    OMP_WAIT_POLICY is PASSIVE."""
     first_pose_seconds: float | None = None
     """From aligned rows on disk to the first poses: making the checkpoint, opening it, answering a first batch."""
 
