@@ -126,7 +126,7 @@ class SessionSettings(PosingSettings):
     ledger_folder: Path | None = Field(
         None, description="Folder of ledger.sqlite, on a local disk; default: <session>/state."
     )
-    proposer: ProposerName = Field("network", description=PROPOSER_TEXT)
+    proposer: ProposerName = Field("gallery", description=PROPOSER_TEXT)
     half_mode: Literal["gold_standard", "cross_half"] = Field(
         "gold_standard",
         description="gold_standard: a particle's pose comes only from its own half's model. cross_half: from the "

@@ -60,7 +60,7 @@ class StreamCommand(PosingSettings):
     )
     replay: ReplaySettings = Field(default_factory=ReplaySettings)
     realism: RealismSettings = Field(default_factory=RealismSettings)
-    proposer: ProposerName = Field("network", description=PROPOSER_TEXT)
+    proposer: ProposerName = Field("gallery", description=PROPOSER_TEXT)
     half_mode: Literal["gold_standard", "cross_half"] = Field(
         "gold_standard", description="Whose half's model poses a particle: its own, or (cross_half) the other's."
     )

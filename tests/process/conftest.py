@@ -178,6 +178,7 @@ def make_session(tmp_path: Path) -> Iterator[MakeSession]:
     def make(name: str, landing: Path, **changes: Any) -> TinySession:
         values: dict[str, Any] = {
             "session": tmp_path / name,
+            "proposer": "network",
             "min_aligned_per_half": 20,
             "aligned_quiet_seconds": 0.2,
             "landing": {"folder": landing, "scan_seconds": 0.1, "settle_seconds": 0.2},

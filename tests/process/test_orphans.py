@@ -72,6 +72,7 @@ def test_roles_of_a_replay_end_with_it(tmp_path: Path, number: signal.Signals) -
     settings.write_text(
         toml_text(
             {
+                "proposer": "network",
                 "training": TINY_TRAINING | {"max_steps": 1_000_000},
                 "inference": {"batch_size": 16, "device": "cpu", "threads": 1},
                 "service": QUICK_SERVICE,

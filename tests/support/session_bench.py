@@ -73,7 +73,7 @@ class Bench:
         self.clock = Clock()
         service = {"batch_rows": 7, "commit_seconds": 0.0, "shard_rows": 11, "free_disk_megabytes": 0}
         landing = {"folder": self.landing, "scan_seconds": 0.5, "settle_seconds": 1.0, "stack_timeout_seconds": 60.0}
-        top = {"min_aligned_per_half": 3, "aligned_quiet_seconds": 2.0}
+        top = {"proposer": "network", "min_aligned_per_half": 3, "aligned_quiet_seconds": 2.0}
         self.settings = SessionSettings(
             session=root / "session",
             landing=landing | changes.pop("landing", {}),

@@ -55,6 +55,7 @@ def output(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         scan_seconds=0.2,
         settle_seconds=0.4,
         deadline_minutes=3,
+        proposer="network",
         training=TINY,
     )
     assert replay_command(settings, Console(file=io.StringIO())) == 0
