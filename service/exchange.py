@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 IDLE_RETRY_SECONDS = 0.5
 
+PROBABILITY_TOLERANCE = 1e-6
+"""What is that little outside [0, 1] is rounding."""
+
 NOT_ITS = "the training was not ordered from this role"
 
 Frames = dict[str, NDArray[Any]]
@@ -215,6 +218,11 @@ def wrong_with(frames: Frames, num_rows: int) -> str:
     for name in ("euler_deg", "confidence", "top_euler_deg", "top_probability"):
         if not np.isfinite(frames[name][posed]).all():
             return f"{name} is not finite in a row that is not flagged"
+    for name in ("confidence", "top_probability"):
+        found = frames[name][posed]
+        outside = found[(found < -PROBABILITY_TOLERANCE) | (found > 1 + PROBABILITY_TOLERANCE)]
+        if len(outside):
+            return f"{name} {outside[0]:g} is no probability in a row that is not flagged"
     shifts = frames["shift_angstrom"][posed]
     if not (np.isfinite(shifts).all() or np.isnan(shifts).all()):
         return "shift_angstrom is neither given for all rows that are not flagged nor for none"
