@@ -1,5 +1,7 @@
 """Rows of the orders that are no aligned rows' alone: of a given map, and of poses that were predicted. No torch."""
 
+import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cesped_stream.errors import CespedStreamError
 from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.own_columns import (
     CHECKPOINT,
@@ -27,6 +30,8 @@ from .messages import MAP, POSES, TrainingSource
 from .rolling import OPEN_FILE, shard_file
 from .session import SessionFolder
 from .settings import SessionSettings
+
+logger = logging.getLogger(__name__)
 
 CONFIDENT = ("confident rows of half 0", "confident rows of half 1")
 """Counters of the ledger: rows posed confidently by references since the last rebuilding was ordered."""
@@ -99,6 +104,8 @@ class RebuildOrders:
         self._folder = folder
         self._ledger = ledger
         self._tables = tables
+        self.problems: dict[str, str] = {}
+        """What kept rows, or a whole order, from being made at the last attempt, by pose file."""
 
     def confident_per_half(self) -> tuple[int, int]:
         """Return how many confident rows were committed since the last rebuilding was ordered."""
@@ -108,11 +115,28 @@ class RebuildOrders:
         """Return whether `rebuild_rows` more rows of each half-set were posed confidently."""
         return 0 < self._settings.rebuild_rows <= min(self.confident_per_half())
 
-    def frozen(self, aligned: Sequence[int]) -> Frozen:
+    def frozen(self, aligned: Sequence[int]) -> Frozen | None:
         """Return the rows of the `aligned` batches and the newest confident ones, at most `rebuild_max_rows` a half.
 
-        Predicted rows have their pose, and in `cestreamCheckpoint` what made it ("none": an aligned row).
+        Predicted rows have their pose, and in `cestreamCheckpoint` what made it ("none": an aligned row). None where
+        they cannot be read: that is told in `problems`, and the next order waits for as many rows as this one did.
         """
+        self.problems.clear()
+        try:
+            return self._collected(aligned)
+        except (CespedStreamError, OSError, ValueError, LookupError) as error:
+            logger.error("references are not made anew", extra={"why": str(error)})
+            self.problems["all"] = f"references are not made anew this time: {error}"
+            with self._ledger.transaction("rebuilding given up"):
+                self.start_counting()
+            return None
+
+    def start_counting(self, found: Sequence[int] = (0, 0)) -> None:
+        """Count confident rows from what was `found` of each half-set on, inside a transaction."""
+        for name, many in zip(CONFIDENT, found, strict=True):
+            self._ledger.count(name, int(many) - self._ledger.counter(name))
+
+    def _collected(self, aligned: Sequence[int]) -> Frozen:
         tables = [self._tables[batch_id] for batch_id in aligned]
         given = [table.with_columns({CHECKPOINT: [NO_CHECKPOINT] * len(table)}) for table in tables]
         known = np.concatenate([np.empty(0, np.uint64), *map(particle_digests, given)])
@@ -137,7 +161,7 @@ class RebuildOrders:
         """Yield the committed rows of each shard, the newest first, with their stacks, and the batch of each row."""
         for shard in reversed(self._ledger.shards()):
             path = self._path(shard)
-            if shard.shard_id == UNPOSED_PLACE or shard.num_rows == 0 or not path.exists():
+            if shard.shard_id == UNPOSED_PLACE or shard.num_rows == 0 or not self._is_as_committed(path, shard):
                 continue
             stacks, batches = [], []
             for run in self._ledger.runs_of(shard.shard_id):
@@ -145,6 +169,21 @@ class RebuildOrders:
                 batches += [run.batch_id] * run.num_rows
             table = read_star(path).with_columns({STACK_LABEL: stacks})
             yield table, np.array(batches, np.int64)
+
+    def _is_as_committed(self, path: Path, shard: ShardRecord) -> bool:
+        """Return whether a pose file is there with the ledger's hash; what is wrong with it goes to `problems`."""
+        try:
+            with open(path, "rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            self.problems[path.name] = f"{path.name}: {error.strerror}; its rows are left out of references made anew"
+            return False
+        if found != shard.sha256:
+            self.problems[path.name] = (
+                f"{path.name}: not the file that was committed; its rows are left out of references made anew; "
+                "bring back the one that was"
+            )
+        return found == shard.sha256
 
     def _path(self, shard: ShardRecord) -> Path:
         return self._folder.poses / (OPEN_FILE if shard.state == "open" else shard_file(shard.shard_id))

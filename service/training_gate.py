@@ -15,7 +15,7 @@ from cesped_stream.published import check_files, read_listing
 from .finished import BatchTables, joined
 from .ledger import ALIGNED_KINDS, GIVEN, REFERENCE, Ledger
 from .messages import ALIGNED, MAP, POSES, TrainingOrder
-from .reference_orders import CONFIDENT, Frozen, MapOrders, RebuildOrders
+from .reference_orders import Frozen, MapOrders, RebuildOrders
 from .session import SessionFolder
 from .settings import SessionSettings
 
@@ -148,8 +148,7 @@ class TrainingGate:
             if frozen.source == ALIGNED:
                 self._ledger.remember("training requested", "")
             elif frozen.source == POSES:
-                for name in CONFIDENT:
-                    self._ledger.count(name, -self._ledger.counter(name))
+                self.rebuild_orders.start_counting()
 
     def order(self) -> TrainingOrder | None:
         """Return the training that waits for a trainer (again after a trainer died), or None."""

@@ -215,3 +215,36 @@ def test_rebuilt_references_of_rows_that_a_shared_map_posed_stay_shared(tmp_path
     training = TrainingSettings(alignment="independent")
     rebuilt = for_rebuilding(training, made_of, bench.session / "checkpoints", "")
     assert (rebuilt.alignment, rebuilt.validation_fraction) == ("shared_reference", 0.0)
+
+
+@pytest.mark.parametrize("damage", ["appended", "cut", "emptied"])
+def test_a_shard_that_was_edited_is_named_and_left_out_of_a_rebuilt_reference(tmp_path: Path, damage: str) -> None:
+    bench, core, roles = opened(tmp_path)
+    shard = bench.session / "poses" / "poses_000002.star"
+    text = shard.read_text()
+    inside = set(names(read_star(shard)))
+    shard.write_text({"appended": text + "oops\n", "cut": text[: len(text) * 2 // 3], "emptied": ""}[damage])
+    land_more(bench, core, roles, 51, "s2", 24)
+    assert sources(roles)[:2] == ["aligned", "poses"]
+    assert any(f"{shard.name}: not the file that was committed" in problem for problem in core.status().problems)
+    core.close()
+    assert not inside & set(names(read_star(bench.session / "batches" / "training_000002.star")))
+
+
+def test_what_keeps_a_rebuilding_from_being_frozen_costs_that_one_only(tmp_path: Path) -> None:
+    bench, core, roles = opened(tmp_path)
+    core.close()
+    batch = bench.session / "batches" / "batch_000003.star"
+    content = batch.read_text()
+    batch.write_text("edited by somebody\n")
+    core = bench.open()
+    roles = [roles[0], FakeWorker(incarnation="w2")]
+    land_more(bench, core, roles, 33)
+    status = core.status()
+    assert sources(roles) == ["aligned"] and status.predicted == 24 and status.state == "up to date"
+    assert any("references are not made anew this time" in problem for problem in status.problems)
+    batch.write_text(content)
+    land_more(bench, core, roles, 53, "s3", 20)
+    assert sources(roles) == ["aligned", "poses"]
+    assert not any("not made anew" in problem for problem in core.status().problems)
+    core.close()
