@@ -25,7 +25,7 @@ from cesped_stream.particles.table import ParticleTable
 
 from . import given_map
 from .finished import NO_CHECKPOINT, BatchTables, joined
-from .ledger import PREDICT, UNPOSED_PLACE, Ledger, ShardRecord
+from .ledger import CONFIDENT, PREDICT, UNPOSED_PLACE, Ledger, ShardRecord
 from .messages import MAP, POSES, TrainingSource
 from .rolling import OPEN_FILE, shard_file
 from .session import SessionFolder
@@ -33,8 +33,6 @@ from .settings import SessionSettings
 
 logger = logging.getLogger(__name__)
 
-CONFIDENT = ("confident rows of half 0", "confident rows of half 1")
-"""Counters of the ledger: rows posed confidently by references since the last rebuilding was ordered."""
 BY_REFERENCES = "gallery"
 """In `cestreamProposer` of rows whose pose has a shift."""
 
@@ -119,24 +117,30 @@ class RebuildOrders:
         """Return the rows of the `aligned` batches and the newest confident ones, at most `rebuild_max_rows` a half.
 
         Predicted rows have their pose, and in `cestreamCheckpoint` what made it ("none": an aligned row). None where
-        they cannot be read: that is told in `problems`, and the next order waits for as many rows as this one did.
+        they cannot be read (that is told in `problems`, and the next order waits for as many rows as this one did) and
+        where fewer confident rows are found than `rebuild_rows` of a half (the next order waits for the rest).
         """
         self.problems.clear()
         try:
-            return self._collected(aligned)
+            frozen, found = self._collected(aligned)
         except (CespedStreamError, OSError, ValueError, LookupError) as error:
             logger.error("references are not made anew", extra={"why": str(error)})
             self.problems["all"] = f"references are not made anew this time: {error}"
             with self._ledger.transaction("rebuilding given up"):
                 self.start_counting()
             return None
+        if frozen is None:
+            with self._ledger.transaction("confident rows counted again"):
+                self.start_counting(found)
+        return frozen
 
     def start_counting(self, found: Sequence[int] = (0, 0)) -> None:
         """Count confident rows from what was `found` of each half-set on, inside a transaction."""
         for name, many in zip(CONFIDENT, found, strict=True):
             self._ledger.count(name, int(many) - self._ledger.counter(name))
 
-    def _collected(self, aligned: Sequence[int]) -> Frozen:
+    def _collected(self, aligned: Sequence[int]) -> tuple[Frozen | None, list[int]]:
+        """Return the order's rows, None where too few are confident, and how many are of each half-set."""
         tables = [self._tables[batch_id] for batch_id in aligned]
         given = [table.with_columns({CHECKPOINT: [NO_CHECKPOINT] * len(table)}) for table in tables]
         known = np.concatenate([np.empty(0, np.uint64), *map(particle_digests, given)])
@@ -149,7 +153,10 @@ class RebuildOrders:
             batch_ids |= set(batches[rows].tolist())
             if halves.min() >= self._settings.rebuild_max_rows:
                 break
-        return Frozen(joined([*given, *predicted]), sorted(batch_ids), POSES)
+        found: list[int] = halves.tolist()
+        if min(found) < min(self._settings.rebuild_rows, self._settings.rebuild_max_rows):
+            return None, found
+        return Frozen(joined([*given, *predicted]), sorted(batch_ids), POSES), found
 
     def _confident(self, table: ParticleTable) -> NDArray[np.bool_]:
         predicted = np.array(table.column(STATUS)) == PREDICTED

@@ -248,3 +248,51 @@ def test_what_keeps_a_rebuilding_from_being_frozen_costs_that_one_only(tmp_path:
     assert sources(roles) == ["aligned", "poses"]
     assert not any("not made anew" in problem for problem in core.status().problems)
     core.close()
+
+
+def due_without_aligned_rows(tmp_path: Path, shard_rows: int) -> Bench:
+    """Return a session without aligned rows that was killed as soon as a rebuilding was due."""
+    given = str(fake_references(tmp_path / "given", "ref-given"))
+    service = {"shard_rows": shard_rows, "shard_seconds": 1e6}
+    bench = Bench(tmp_path / "b", proposer="gallery", checkpoint=given, referencing=REBUILD, service=service)
+    bench.land("s1", 20)
+    core = bench.open()
+    run_until(core, bench.clock, [FakeWorker()], 20)
+    assert any("so far 10 + 10" in note for note in core.status().notes)
+    crash(core)
+    return bench
+
+
+def test_rows_that_are_made_again_are_counted_again(tmp_path: Path) -> None:
+    bench = due_without_aligned_rows(tmp_path, shard_rows=1000)
+    (bench.session / "poses" / "poses.star").write_text("edited by somebody\n")
+    core = bench.open()
+    assert any("so far 0 + 0" in note for note in core.status().notes)
+    roles = [FakeReferenceTrainer(bench.session / "checkpoints"), FakeWorker(incarnation="w2")]
+    turn(core, bench.clock, roles)
+    assert not any("not made anew" in problem for problem in core.status().problems)
+    run_until(core, bench.clock, roles, 20)
+    for _ in range(4):
+        turn(core, bench.clock, roles)
+    assert sources(roles) == ["poses"]
+    core.close()
+    assert len(read_star(bench.session / "batches" / "training_000001.star")) == 20
+
+
+def test_a_rebuilding_that_finds_too_few_rows_waits_for_the_rest(tmp_path: Path) -> None:
+    bench = due_without_aligned_rows(tmp_path, shard_rows=1)
+    shards = sorted((bench.session / "poses").glob("poses_*.star"))
+    kept, lost = read_star(shards[0]), shards[1:]
+    for shard in lost:
+        shard.rename(tmp_path / shard.name)
+    core = bench.open()
+    roles = [FakeReferenceTrainer(bench.session / "checkpoints"), FakeWorker(incarnation="w2")]
+    for _ in range(4):
+        turn(core, bench.clock, roles)
+    many = np.bincount(kept.half_sets(), minlength=2)
+    assert sources(roles) == []
+    assert any(f"so far {many[0]} + {many[1]}" in note for note in core.status().notes)
+    land_more(bench, core, roles, 38, "s2", 18)
+    assert sources(roles) == ["poses"]
+    core.close()
+    assert len(read_star(bench.session / "batches" / "training_000001.star")) == len(kept) + 18
