@@ -33,6 +33,8 @@ from .settings import SessionSettings
 
 logger = logging.getLogger(__name__)
 
+LOOKED_AT = 4
+"""Committed rows that an order looks at, the newest, for each row that it may take."""
 BY_REFERENCES = "gallery"
 """In `cestreamProposer` of rows whose pose has a shift."""
 
@@ -165,11 +167,16 @@ class RebuildOrders:
         return np.asarray(predicted & by_references & confident, np.bool_)
 
     def _posed(self) -> Iterator[tuple[ParticleTable, NDArray[np.int64]]]:
-        """Yield the committed rows of each shard, the newest first, with their stacks, and the batch of each row."""
+        """Yield the committed rows of the newest shards, the newest first, with their stacks, and the batch of each
+        row: `LOOKED_AT` times what may be taken of both halves, at least one shard, however many there are."""
+        left = LOOKED_AT * 2 * self._settings.rebuild_max_rows
         for shard in reversed(self._ledger.shards()):
+            if left <= 0:
+                return
             path = self._path(shard)
             if shard.shard_id == UNPOSED_PLACE or shard.num_rows == 0 or not self._is_as_committed(path, shard):
                 continue
+            left -= shard.num_rows
             stacks, batches = [], []
             for run in self._ledger.runs_of(shard.shard_id):
                 stacks += self._tables.rows(run.batch_id, run.first_row, run.num_rows).column(STACK_LABEL)

@@ -21,6 +21,7 @@ from cesped_stream.imaging.maps import write_map
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import TrainingSettings
+from cesped_stream_service import reference_orders
 from cesped_stream_service.coordinator import Coordinator
 from cesped_stream_service.messages import Control
 from cesped_stream_service.referencing import for_rebuilding
@@ -296,3 +297,22 @@ def test_a_rebuilding_that_finds_too_few_rows_waits_for_the_rest(tmp_path: Path)
     assert sources(roles) == ["poses"]
     core.close()
     assert len(read_star(bench.session / "batches" / "training_000001.star")) == len(kept) + 18
+
+
+@pytest.mark.parametrize(("looked_at", "ordered"), [(1, ["aligned"]), (4, ["aligned", "poses"])])
+def test_an_order_looks_at_the_newest_shards_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looked_at: int, ordered: list[str]
+) -> None:
+    monkeypatch.setattr(reference_orders, "LOOKED_AT", looked_at)
+    read: list[Path] = []
+    monkeypatch.setattr(reference_orders, "read_star", lambda path: (read.append(path), read_star(path))[1])
+    bench, core, roles = opened(tmp_path, referencing=REBUILD | {"rebuild_rows": 30, "rebuild_max_rows": 20})
+    land_more(bench, core, roles, 63, "s2", 36)
+    bench.land_stack("s3", 100)
+    bench.land_star("s3", range(1, 100, 2))
+    run_until(core, bench.clock, roles, 113)
+    assert not read
+    land_more(bench, core, roles, 129, "s4", 16)
+    core.close()
+    assert sources(roles) == ordered, "most of the newest rows are of one half-set"
+    assert (len(read) <= 5) is (looked_at == 1)
