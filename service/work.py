@@ -297,7 +297,8 @@ class Work:
         if self.checkpoint is None:
             return
         try:
-            self.calibration.look_at(self.checkpoint.folder)
+            self.calibration.look_at(self.checkpoint.checkpoint_id, self.checkpoint.folder)
+            self.problems.pop("calibration", None)
         except InvalidCheckpointError as error:
             self.problems["calibration"] = str(error)
 
