@@ -195,6 +195,14 @@ class TrainingGate:
             )
             self._ledger.remember("checkpoint", str(checkpoint.folder))
 
+    def problem(self) -> str:
+        """Return why the last training was given up, "" where it was not."""
+        row = self._ledger.execute(
+            "SELECT problem FROM trainings WHERE state = ? AND training_id = (SELECT max(training_id) FROM trainings)",
+            (FAILED,),
+        ).fetchone()
+        return str(row[0]) if row else ""
+
     def give_up(self, training_id: int, problem: str) -> None:
         """Note that a training failed for good; `train` orders another one."""
         with self._ledger.transaction("training failed"):

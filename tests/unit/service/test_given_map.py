@@ -173,7 +173,8 @@ def test_another_map_is_refused_once_a_reference_was_ordered_and_taken_before(be
     bench.open().close()
 
 
-def test_a_map_that_fails_for_good_is_told_and_another_one_may_be_given(bench: Bench) -> None:
+def given_up(bench: Bench) -> None:
+    """Land rows, and let the map's order fail until it is given up."""
     bench.land("s1", 44)
     core = bench.open()
     for _ in range(80):
@@ -184,6 +185,23 @@ def test_a_map_that_fails_for_good_is_told_and_another_one_may_be_given(bench: B
     assert any("the given map is 80 A wide" in problem for problem in core.status().problems)
     assert core.status().predicted == 0
     core.close()
+
+
+def test_a_map_that_was_given_up_is_tried_again_by_the_next_start_and_told_until_then(bench: Bench) -> None:
+    given_up(bench)
+    core = bench.open()
+    (problem,) = core.status().problems
+    assert "80 A wide; given up: the next start tries it again" in problem
+    trainer = FakeReferenceTrainer(bench.session / "checkpoints")
+    run_until(core, bench.clock, [trainer, FakeWorker()], 44)
+    assert [order.training_id for order in trainer.orders] == [2]
+    assert not core.status().problems and core.status().predicted == 44
+    core.close()
+    bench.open().close()
+
+
+def test_a_map_that_fails_for_good_is_told_and_another_one_may_be_given(bench: Bench) -> None:
+    given_up(bench)
     write_map(bench.root.parent / "map.mrc", blob(1), 6.0)
     core = bench.open()
     trainer = FakeReferenceTrainer(bench.session / "checkpoints")
