@@ -21,10 +21,12 @@ from cesped_stream.export.star import export_star
 from cesped_stream.imaging.maps import write_map
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
+from cesped_stream_service.cli import main
 from cesped_stream_service.coordinator import Coordinator
 from cesped_stream_service.given_map import check_before_start, check_map
-from cesped_stream_service.messages import Failure, Hello, Ready, TrainingOrder
+from cesped_stream_service.messages import Control, Failure, Hello, Ready, TrainingOrder
 from cesped_stream_service.status import SessionState
+from cesped_stream_service.toml import toml_text
 
 
 def blob(seed: int = 0, box: int = 16) -> np.ndarray:
@@ -104,6 +106,36 @@ def test_references_of_aligned_rows_take_the_maps_place_for_what_lands_later(ben
     assert (status.checkpoint.rows, status.checkpoint.independence) == (6, "independent")
     core.close()
     assert len(read_star(bench.session / "batches" / "training_000002.star")) == 8
+
+
+def test_poses_by_the_shared_map_are_told_until_they_are_redone(bench: Bench, capsys: pytest.CaptureFixture) -> None:
+    bench.land("s1", 44)
+    core = bench.open()
+    roles = [FakeReferenceTrainer(bench.session / "checkpoints"), FakeWorker()]
+    run_until(core, bench.clock, roles, 44)
+    bench.land("aligned", 8, aligned=True)
+    run_until(core, bench.clock, roles, 52)
+    for _ in range(12):
+        turn(core, bench.clock, roles)
+    status = core.status()
+    assert status.checkpoint is not None and status.checkpoint.independence == "independent"
+    told = "44 poses come from one map for both half-sets (shared_reference: ref-map-1)"
+    assert any(told in note for note in status.notes)
+    assert told in export_words(bench, capsys)
+    assert tell(core, b"cli", Control(action="reinfer"))[0].ok  # type: ignore[union-attr]
+    run_until(core, bench.clock, roles, 52)
+    assert not any("shared_reference" in note for note in core.status().notes)
+    core.close()
+    assert "shared_reference" not in export_words(bench, capsys)
+
+
+def export_words(bench: Bench, capsys: pytest.CaptureFixture) -> str:
+    """Return what `export star` tells beside the files' names."""
+    (bench.session / "session.toml").write_text(toml_text(bench.settings.model_dump(mode="json", exclude_none=True)))
+    assert main(["export", "star", str(bench.session), "--output", str(bench.root / "out.star")]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{bench.root / 'out.star'}\n"
+    return " ".join(said.err.split())
 
 
 def test_late_aligned_rows_of_particles_that_the_map_posed_make_the_reference(bench: Bench) -> None:
