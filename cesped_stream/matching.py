@@ -65,7 +65,7 @@ class MatchedPoses:
     angle_clipped: NDArray[np.bool_]
     """`(n,)`: the refinement ended at the edge of its angles."""
     shift_clipped: NDArray[np.bool_]
-    """`(n,)`: at the edge of its shifts."""
+    """`(n,)`: at the edge of its shifts, or it began beyond the range that the gallery searches whole."""
     flag: NDArray[np.uint8]
     """`(n,)`, `particles.flags.ImageFlag`."""
     digest: NDArray[np.uint8]
@@ -200,6 +200,8 @@ class ReferenceMatcher:
         poses.gallery_rotation[used], poses.gallery_shift_angstrom[used] = modes.rotations, modes.shifts_angstrom
         poses.gallery_weight[used] = modes.weights
         self._put_refined(poses, used, refined, self._score(refined, images, noise, compared.groups))
+        begun = modes.shifts_angstrom[np.arange(len(used)), refined.proposal]
+        poses.shift_clipped[used] |= np.hypot(*begun.T) > self.gallery.shift_range_angstrom
 
     def scoring(self, half_set: int) -> "ReferenceMatcher":
         """Return the same matcher for particles of `half_set`, whichever the reference's own is."""

@@ -14,6 +14,7 @@ from cesped_stream.errors import CespedStreamError, InvalidSettingsError, Transi
 from cesped_stream.termination import ended_by_signals
 
 from .bench_commands import add_benches
+from .bench_proposers_command import add_bench_proposers
 from .entries_commands import entries_parser
 from .evaluate_command import add_evaluate
 from .prepare_command import add_preprocess
@@ -138,6 +139,7 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
         title="benchmarks", metavar="BENCHMARK", required=True, parser_class=_Parser
     )
     add_benches(bench)
+    add_bench_proposers(bench, with_options=wanted == "bench")
     add_preprocess(entries_parser(commands))
     add_evaluate(commands)
     return parser

@@ -170,6 +170,8 @@ def start_child(settings: SessionSettings, child: Child) -> Process:
     # The file of resolved settings has been through the environment already; a command line beats the environment.
     environment = {key: value for key, value in os.environ.items() if not key.upper().startswith(ENV_PREFIX)}
     environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    # Threads that wait would take the cores from the other roles.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if child.name == TRAINER:
         environment |= {"OMP_NUM_THREADS": str(TRAINING_THREADS), "MKL_NUM_THREADS": str(TRAINING_THREADS)}
     environment.pop("NOTIFY_SOCKET", None)

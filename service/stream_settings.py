@@ -99,6 +99,39 @@ class DemoCommand(StreamCommand):
     simulate: EntrySettings = Field(default_factory=EntrySettings)
 
 
+class RibosomeSettings(EntrySettings):
+    """A simulated entry whose defaults are a ribosome's real images at 8 angstrom a pixel."""
+
+    snr: float = Field(0.15, gt=0, description=SimulationSettings.model_fields["snr"].description)
+    particle_radius_angstrom: float = Field(
+        157.0, ge=0, description=f"{SimulationSettings.model_fields['particle_radius_angstrom'].description} Default: "
+        "the ribosome's; give another map's own.",
+    )  # fmt: skip
+
+
+class ProposersCommand(PosingSettings):
+    """`cesped-stream bench proposers`: every way of making poses answers the same streamed rows of one entry."""
+
+    output: Path = Field(
+        description="Folder of the stream, the checkpoints and figures.json; begun again there with the same settings, "
+        "nothing is made twice."
+    )
+    entry: Path | None = Field(None, description=f"{ENTRY_TEXT} Not given: one is simulated.")
+    root: Path = Field(DEFAULT_ROOT, description=ROOT_TEXT)
+    aligned: int = Field(2000, ge=2, description="Particles at least that are aligned, in whole micrographs.")
+    streamed: int = Field(1000, ge=2, description="About so many more that every way gives poses.")
+    seed: int = Field(0, ge=0, description="Of the simulated entry and of the order of micrographs.")
+    network_radius_deg: float = Field(
+        15.0, gt=0, le=60, description="Angle searched around the network's candidates when they are refined."
+    )
+    simulate: RibosomeSettings = Field(
+        default_factory=RibosomeSettings,
+        description="The simulated entry; its num_particles and seed are aligned + streamed and seed above.",
+    )
+    realism: RealismSettings = Field(default_factory=RealismSettings)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+
+
 class ProtocolCommand(PosingSettings):
     """`cesped-stream protocol`: the paper's 2-fold protocol (section 2.5) on an entry, or a checkpoint of another one
     on it (section 3.3). Started again with the same settings it goes on where it was."""

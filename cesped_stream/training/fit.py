@@ -69,8 +69,7 @@ def fit_pair(
     """
     with sole_trainer(work_folder):
         halves, manifest = _prepare(table, reader, settings, inference, root, work_folder)
-        parallel = pick_device(inference.device).type == "cpu" and torch.get_num_threads() > 1
-        _run_both(halves, on_progress, should_stop, parallel=parallel)
+        _run_both(halves, on_progress, should_stop, parallel=halves_side_by_side(inference))
         why = {half.run.over for half in halves}
         manifest = manifest.model_copy(
             update={
@@ -80,6 +79,16 @@ def fit_pair(
             }
         )
         return publish_checkpoint(checkpoints_folder, manifest, {half.half_set: half.weights() for half in halves})
+
+
+def halves_side_by_side(inference: InferenceSettings) -> bool:
+    """Return whether `fit_pair` trains both halves at once: on a CPU, where this thread has more than one core."""
+    return pick_device(inference.device).type == "cpu" and torch.get_num_threads() > 1
+
+
+def resume_file(work_folder: Path, half_set: int) -> Path:
+    """Return where a half's resume point lies."""
+    return work_folder / f"resume_half_{half_set}.safetensors"
 
 
 @contextmanager
@@ -121,7 +130,7 @@ def _prepare(
                     split_by_micrograph(rows.micrographs(), settings.validation_fraction, settings.seed),
                     settings,
                     device=device,
-                    resume_file=work_folder / f"resume_half_{half_set}.safetensors",
+                    resume_file=resume_file(work_folder, half_set),
                     fingerprint=_fingerprint(rows, settings, start.origin),
                 )
             )

@@ -225,6 +225,12 @@ class HalfTraining:
         self._optimizer.load_state_dict({"state": state, "param_groups": self._optimizer.state_dict()["param_groups"]})
 
 
+def trained_seconds(resume_file: Path) -> float:
+    """Return the seconds that a half's epochs took up to its last resume point. OSError where there is none."""
+    with safe_open(resume_file, "pt") as file:
+        return float(json.loads(file.metadata()["run"])["seconds"])
+
+
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 

@@ -63,6 +63,16 @@ def test_streamed_particles_get_poses_and_shifts(matcher: ReferenceMatcher, stre
     assert not poses.flag.any() and (poses.proposal >= 0).all()
 
 
+def test_what_lies_beyond_the_searched_shifts_is_counted(own: Reference, streamed: ParticleTable) -> None:
+    wide = ReferenceMatcher(own, GALLERY, RefinementSettings()).match(streamed, StackReader())
+    narrow = GALLERY.model_copy(update={"shift_range_angstrom": 2.5, "shift_step_angstrom": 1.0, "shift_prior": False})
+    clipped = ReferenceMatcher(own, narrow, RefinementSettings()).match(streamed, StackReader()).shift_clipped
+    distance = np.hypot(*streamed.shifts_angstrom().T)
+    assert (distance > 4).sum() >= 5 and (distance < 2).sum() >= 5
+    assert wide.shift_clipped.mean() < 0.05
+    assert clipped[distance > 4].mean() > 0.7 and clipped[distance < 2].mean() < 0.3
+
+
 def test_how_rows_are_cut_into_calls_changes_no_bit(matcher: ReferenceMatcher, streamed: ParticleTable) -> None:
     whole = matcher.match(streamed, StackReader())
     for rows in (np.array([7]), np.arange(20, 45), np.arange(60)[::-1]):
