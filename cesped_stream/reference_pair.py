@@ -5,6 +5,7 @@ of half-set 1, and `manifest.json`, whose `kind` says what it holds.
 """
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,8 @@ from cesped_stream.training.rows import rows_of_half, split_by_micrograph
 MAX_VALIDATION_ROWS: Final = 200
 MOST_TIMES_LARGER: Final = 2.5
 """A map beside the images that it is compared with, or they beside it."""
+_SCRATCH: Final = "references."
+"""What folders of files that are not published yet begin with."""
 _SUFFIXES: Final = (".json", ".mrc", ".members")
 
 CheckpointKind = Literal["network", "reference", "fused"]
@@ -323,7 +326,9 @@ def _publish(
     calibration: Calibration | None = None,
 ) -> tuple[Path, ReferenceManifest]:
     work_folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=work_folder, prefix="references.") as scratch:
+    for left in work_folder.glob(f"{_SCRATCH}*"):  # by a publication that was killed: who holds the folder is alone
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=work_folder, prefix=_SCRATCH) as scratch:
         ids = {half: save_reference(Path(scratch), reference) for half, reference in references.items()}
         names = [f"reference_{half}{suffix}" for half in HALVES for suffix in _SUFFIXES]
         contents = {name: (Path(scratch) / name).read_bytes() for name in names}

@@ -21,15 +21,17 @@ class CalibrationWatch:
         self._fitted: FittedConfidences | None = None
         self._recent: deque[float] = deque(maxlen=RECENT_PARTICLES)
 
-    def look_at(self, checkpoint: Path) -> None:
-        """Watch this checkpoint from now on; InvalidCheckpointError where its calibration cannot be read."""
-        if str(checkpoint) != self._checkpoint:
+    def look_at(self, checkpoint_id: str, folder: Path) -> None:
+        """Watch this checkpoint from now on; where its calibration cannot be read, none and InvalidCheckpointError."""
+        if checkpoint_id != self._checkpoint:
             self._recent.clear()
-            self._checkpoint, self._fitted = str(checkpoint), read_fitted_confidences(checkpoint)
+            self._checkpoint, self._fitted = "", None
+            self._fitted = read_fitted_confidences(folder)
+            self._checkpoint = checkpoint_id
 
     def see(self, finished: Finished) -> None:
         """Take note of a result's calibrated confidences, if it is of the checkpoint that is watched."""
-        if finished.poses is not None and Path(self._checkpoint).name == finished.checkpoint_id:
+        if finished.poses is not None and self._checkpoint == finished.checkpoint_id:
             chosen = (finished.poses.flag == 0) & (finished.poses.calibrated == 1)
             self._recent.extend(finished.poses.confidence[chosen].tolist())
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import socket
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -178,6 +179,9 @@ def keys_command(arguments: argparse.Namespace) -> int:
 
 def export_star_command(arguments: argparse.Namespace) -> int:
     from cesped_stream.export.star import export_star
+    from cesped_stream.particles.star import iter_star
+
+    from .independence import rows_by_checkpoint, shared_note
 
     settings = settings_of(arguments._session)
     with Console(stderr=True).status("reading shards") as shown:
@@ -188,6 +192,8 @@ def export_star_command(arguments: argparse.Namespace) -> int:
         )
     for file in files:
         print(file)
+    if arguments._output in files and (note := shared_note(rows_by_checkpoint(iter_star(arguments._output)), settings)):
+        print(note, file=sys.stderr)
     return 0
 
 

@@ -13,8 +13,7 @@ from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name
 from cesped_stream.particles.table import ParticleTable
 
 from .finished import BatchTables, Finished, Poses, output_tables
-from .ledger import UNPOSED_PLACE, Ledger, Run
-from .reference_orders import CONFIDENT
+from .ledger import CONFIDENT, UNPOSED_PLACE, Ledger, Run
 from .rolling import Commit, PoseFiles
 from .session import boot_id
 

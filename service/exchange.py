@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 IDLE_RETRY_SECONDS = 0.5
 
+PROBABILITIES = ("confidence", "top_probability")
+PROBABILITY_TOLERANCE = 1e-6
+"""What is that little outside [0, 1] is rounding."""
+
 NOT_ITS = "the training was not ordered from this role"
 
 Frames = dict[str, NDArray[Any]]
@@ -213,8 +217,8 @@ def wrong_with(frames: Frames, num_rows: int) -> str:
             return f"{name} is missing or has not {num_rows} rows"
     posed = frames["flag"] == 0
     for name in ("euler_deg", "confidence", "top_euler_deg", "top_probability"):
-        if not np.isfinite(frames[name][posed]).all():
-            return f"{name} is not finite in a row that is not flagged"
+        if wrong := _wrong_numbers(name, frames[name][posed]):
+            return f"{name} is {wrong} in a row that is not flagged"
     shifts = frames["shift_angstrom"][posed]
     if not (np.isfinite(shifts).all() or np.isnan(shifts).all()):
         return "shift_angstrom is neither given for all rows that are not flagged nor for none"
@@ -223,3 +227,10 @@ def wrong_with(frames: Frames, num_rows: int) -> str:
     if frames["flag"].max(initial=0) > max(ImageFlag):
         return f"flag {frames['flag'].max()} is unknown"
     return ""
+
+
+def _wrong_numbers(name: str, found: NDArray[Any]) -> str:
+    if not np.isfinite(found).all():
+        return "not finite"
+    outside = name in PROBABILITIES and (np.abs(found - 0.5) > 0.5 + PROBABILITY_TOLERANCE).any()
+    return "outside [0, 1]" if outside else ""

@@ -67,11 +67,12 @@ def adopt(settings: SessionSettings, folder: SessionFolder, ledger: Ledger, *, s
     """Keep the settings' map in the session folder: what is ordered once is the same after any restart.
 
     Where the file is gone the kept one counts. InvalidSettingsError where it is another map than the one that a
-    reference was ordered of; else what `check_map` raises.
+    reference was ordered of; else what `check_map` raises. An order of it that was given up is made again.
     """
     path = settings.reference
     if path is None:
         return
+    _try_again(ledger)
     kept = ledger.fact(FACT)
     try:
         content = path.read_bytes()
@@ -103,6 +104,12 @@ def was_ordered(ledger: Ledger, sha256: str) -> bool:
 def was_tried(ledger: Ledger, sha256: str) -> bool:
     """Return whether a reference was ordered of this map, whatever came of it."""
     return ledger.scalar("SELECT count(*) FROM trainings WHERE source = ? AND reference = ?", (MAP, sha256)) > 0
+
+
+def _try_again(ledger: Ledger) -> None:
+    """Let what was given up count as never tried: its cause may be gone by this start."""
+    with ledger.transaction("given map tried again"):
+        ledger.execute("UPDATE trainings SET reference = '' WHERE source = ? AND state = 'failed'", (MAP,))
 
 
 def _any_kept(folder: SessionFolder) -> bool:

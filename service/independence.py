@@ -1,6 +1,7 @@
 """How independent the half-sets are of poses that several checkpoints made. No torch here."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cesped_stream.errors import CespedStreamError
@@ -37,6 +38,26 @@ def independence_of_rows(exported: Sequence[ParticleTable], session: SessionSett
     used = {name for table in exported for name in table.column(CHECKPOINT)} - {NO_CHECKPOINT}
     checkpoints = SessionFolder.of(session).checkpoints
     return independence_of(used, checkpoints, session.checkpoint, session.training.alignment)
+
+
+def rows_by_checkpoint(exported: Iterable[ParticleTable]) -> Counter[str]:
+    """Return how many rows of a session's export have which `cestreamCheckpoint`."""
+    return Counter(name for table in exported for name in table.column(CHECKPOINT))
+
+
+def shared_note(rows_of: Mapping[str, int], settings: SessionSettings) -> str:
+    """Return what is to be told of a session's rows, by their `cestreamCheckpoint`, that one map for both half-sets
+    posed; "" where there are none."""
+    checkpoints = SessionFolder.of(settings).checkpoints
+    shared = {name: rows for name, rows in rows_of.items() if name != NO_CHECKPOINT and rows}
+    shared = {name: n for name, n in shared.items() if _stated(name, checkpoints, settings.checkpoint) == SHARED}
+    if not shared:
+        return ""
+    return (
+        f"{sum(shared.values()):,} poses come from one map for both half-sets (shared_reference: "
+        f"{', '.join(sorted(shared))}), so half maps of them are not independent; `reinfer` redoes them with the "
+        "checkpoint in use"
+    )
 
 
 def _stated(checkpoint_id: str, checkpoints: Path, given: str) -> str:

@@ -23,6 +23,8 @@ be predicted, which training sees and the output does not."""
 ALIGNED_KINDS = (GIVEN, REFERENCE)
 UNPOSED_PLACE = 0
 """Place of rows in unposed.star; shards count from 1."""
+CONFIDENT = ("confident rows of half 0", "confident rows of half 1")
+"""Counters: rows posed confidently by references since the last rebuilding was ordered."""
 
 _SCHEMA = """
 CREATE TABLE counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -369,7 +371,8 @@ class Ledger:
         return self.scalar("SELECT count(*) FROM leases WHERE lease_id = ?", (lease_id,)) > 0
 
     def give_back_place(self, place: int) -> None:
-        """Make every row of an open file uncommitted again, inside a transaction."""
+        """Make every row of an open file uncommitted again, inside a transaction; confident ones are counted anew."""
+        self._sql.execute("DELETE FROM counters WHERE name IN (?, ?)", CONFIDENT)
         self._sql.execute(
             "UPDATE batches SET complete = 0 WHERE batch_id IN (SELECT batch_id FROM runs WHERE place = ?)", (place,)
         )

@@ -31,10 +31,16 @@ def pose_problems(tally: PoseTally, gallery: GallerySettings) -> list[str]:
     clipped, refined = tally.num_clipped_shift, tally.num_refined
     if refined < LEAST_ROWS or clipped <= MANY_AT_EDGE * refined:
         return []
+    radius = gallery.shift_range_angstrom
+    remedy = (
+        f"raise gallery.shift_range_angstrom ({radius:g} now)"
+        if radius
+        else "give gallery.shift_range_angstrom a larger radius in angstrom than the automatic one"
+    )
     return [
         f"{clipped:,} of {refined:,} refined poses ({100 * clipped / refined:.0f} %) ended at the edge of the shift "
-        "search: these particles lie further off centre than is searched, or are junk; raise "
-        f"gallery.shift_range_angstrom ({gallery.shift_range_angstrom:g} now) and `reinfer`, or centre the picks"
+        "search: these particles lie further off centre than is searched, or are junk; "
+        f"{remedy} and `reinfer`, or centre the picks"
     ]
 
 

@@ -1,5 +1,7 @@
 """Rows of the orders that are no aligned rows' alone: of a given map, and of poses that were predicted. No torch."""
 
+import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cesped_stream.errors import CespedStreamError
 from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.own_columns import (
     CHECKPOINT,
@@ -22,14 +25,16 @@ from cesped_stream.particles.table import ParticleTable
 
 from . import given_map
 from .finished import NO_CHECKPOINT, BatchTables, joined
-from .ledger import PREDICT, UNPOSED_PLACE, Ledger, ShardRecord
+from .ledger import CONFIDENT, PREDICT, UNPOSED_PLACE, Ledger, ShardRecord
 from .messages import MAP, POSES, TrainingSource
 from .rolling import OPEN_FILE, shard_file
 from .session import SessionFolder
 from .settings import SessionSettings
 
-CONFIDENT = ("confident rows of half 0", "confident rows of half 1")
-"""Counters of the ledger: rows posed confidently by references since the last rebuilding was ordered."""
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 4
+"""Committed rows that an order looks at, the newest, for each row that it may take."""
 BY_REFERENCES = "gallery"
 """In `cestreamProposer` of rows whose pose has a shift."""
 
@@ -99,6 +104,8 @@ class RebuildOrders:
         self._folder = folder
         self._ledger = ledger
         self._tables = tables
+        self.problems: dict[str, str] = {}
+        """What kept rows, or a whole order, from being made at the last attempt, by pose file."""
 
     def confident_per_half(self) -> tuple[int, int]:
         """Return how many confident rows were committed since the last rebuilding was ordered."""
@@ -108,11 +115,34 @@ class RebuildOrders:
         """Return whether `rebuild_rows` more rows of each half-set were posed confidently."""
         return 0 < self._settings.rebuild_rows <= min(self.confident_per_half())
 
-    def frozen(self, aligned: Sequence[int]) -> Frozen:
+    def frozen(self, aligned: Sequence[int]) -> Frozen | None:
         """Return the rows of the `aligned` batches and the newest confident ones, at most `rebuild_max_rows` a half.
 
-        Predicted rows have their pose, and in `cestreamCheckpoint` what made it ("none": an aligned row).
+        Predicted rows have their pose, and in `cestreamCheckpoint` what made it ("none": an aligned row). None where
+        they cannot be read (that is told in `problems`, and the next order waits for as many rows as this one did) and
+        where fewer confident rows are found than `rebuild_rows` of a half (the next order waits for the rest).
         """
+        self.problems.clear()
+        try:
+            frozen, found = self._collected(aligned)
+        except (CespedStreamError, OSError, ValueError, LookupError) as error:
+            logger.error("references are not made anew", extra={"why": str(error)})
+            self.problems["all"] = f"references are not made anew this time: {error}"
+            with self._ledger.transaction("rebuilding given up"):
+                self.start_counting()
+            return None
+        if frozen is None:
+            with self._ledger.transaction("confident rows counted again"):
+                self.start_counting(found)
+        return frozen
+
+    def start_counting(self, found: Sequence[int] = (0, 0)) -> None:
+        """Count confident rows from what was `found` of each half-set on, inside a transaction."""
+        for name, many in zip(CONFIDENT, found, strict=True):
+            self._ledger.count(name, int(many) - self._ledger.counter(name))
+
+    def _collected(self, aligned: Sequence[int]) -> tuple[Frozen | None, list[int]]:
+        """Return the order's rows, None where too few are confident, and how many are of each half-set."""
         tables = [self._tables[batch_id] for batch_id in aligned]
         given = [table.with_columns({CHECKPOINT: [NO_CHECKPOINT] * len(table)}) for table in tables]
         known = np.concatenate([np.empty(0, np.uint64), *map(particle_digests, given)])
@@ -125,7 +155,10 @@ class RebuildOrders:
             batch_ids |= set(batches[rows].tolist())
             if halves.min() >= self._settings.rebuild_max_rows:
                 break
-        return Frozen(joined([*given, *predicted]), sorted(batch_ids), POSES)
+        found: list[int] = halves.tolist()
+        if min(found) < min(self._settings.rebuild_rows, self._settings.rebuild_max_rows):
+            return None, found
+        return Frozen(joined([*given, *predicted]), sorted(batch_ids), POSES), found
 
     def _confident(self, table: ParticleTable) -> NDArray[np.bool_]:
         predicted = np.array(table.column(STATUS)) == PREDICTED
@@ -134,17 +167,37 @@ class RebuildOrders:
         return np.asarray(predicted & by_references & confident, np.bool_)
 
     def _posed(self) -> Iterator[tuple[ParticleTable, NDArray[np.int64]]]:
-        """Yield the committed rows of each shard, the newest first, with their stacks, and the batch of each row."""
+        """Yield the committed rows of the newest shards, the newest first, with their stacks, and the batch of each
+        row: `LOOKED_AT` times what may be taken of both halves, at least one shard, however many there are."""
+        left = LOOKED_AT * 2 * self._settings.rebuild_max_rows
         for shard in reversed(self._ledger.shards()):
+            if left <= 0:
+                return
             path = self._path(shard)
-            if shard.shard_id == UNPOSED_PLACE or shard.num_rows == 0 or not path.exists():
+            if shard.shard_id == UNPOSED_PLACE or shard.num_rows == 0 or not self._is_as_committed(path, shard):
                 continue
+            left -= shard.num_rows
             stacks, batches = [], []
             for run in self._ledger.runs_of(shard.shard_id):
                 stacks += self._tables.rows(run.batch_id, run.first_row, run.num_rows).column(STACK_LABEL)
                 batches += [run.batch_id] * run.num_rows
             table = read_star(path).with_columns({STACK_LABEL: stacks})
             yield table, np.array(batches, np.int64)
+
+    def _is_as_committed(self, path: Path, shard: ShardRecord) -> bool:
+        """Return whether a pose file is there with the ledger's hash; what is wrong with it goes to `problems`."""
+        try:
+            with open(path, "rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            self.problems[path.name] = f"{path.name}: {error.strerror}; its rows are left out of references made anew"
+            return False
+        if found != shard.sha256:
+            self.problems[path.name] = (
+                f"{path.name}: not the file that was committed; its rows are left out of references made anew; "
+                "bring back the one that was"
+            )
+        return found == shard.sha256
 
     def _path(self, shard: ShardRecord) -> Path:
         return self._folder.poses / (OPEN_FILE if shard.state == "open" else shard_file(shard.shard_id))

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from cesped_stream.errors import CespedStreamError
 from cesped_stream.particles.reference_members import ReferenceMembers
+from cesped_stream.particles.table import ParticleTable
 
 from .finished import BatchTables
 from .leasing import Span
@@ -30,7 +33,7 @@ class Scorers:
     def first_part(self, span: Span, in_use: VerifiedCheckpoint) -> tuple[Span, VerifiedCheckpoint | None]:
         """Return the longest first part of a span that one checkpoint may score, and that checkpoint or None.
 
-        It is the one in use or, for rows that this one's references are made of, the newest former one without them.
+        It is the one in use or, for a row that this one's references are made of, the newest former one without it.
         Rows to be redone go whole to the one that is given: there the worker leaves out what is in the reference.
         """
         if span.shard_id or not len(self._of(in_use)):
@@ -41,8 +44,15 @@ class Scorers:
         part = span.part(0, many)
         if not inside[0]:
             return part, in_use
-        rows = table.select(range(many))
-        return part, next((c for c in self._former() if not self._of(c).among(rows, self._half_mode).any()), None)
+        return self._former_part(part, table.select(range(many)))
+
+    def _former_part(self, span: Span, table: ParticleTable) -> tuple[Span, VerifiedCheckpoint | None]:
+        """Return the first rows of a span whose newest former checkpoint without them is the same, and that one."""
+        former = self._former()
+        without = [~self._of(checkpoint).among(table, self._half_mode) for checkpoint in former]
+        newest = np.array([*without, np.ones(len(table), np.bool_)]).argmax(axis=0)  # the last: no checkpoint
+        many = int((newest != newest[0]).argmax()) or len(table)
+        return span.part(0, many), [*former, None][newest[0]]
 
     def _of(self, checkpoint: VerifiedCheckpoint) -> ReferenceMembers:
         if checkpoint.checkpoint_id not in self._members:

@@ -1,6 +1,7 @@
 """What the status says of where the poses' references come from."""
 
-from .independence import SHARED
+from .independence import SHARED, shared_note
+from .ledger import UNPOSED_PLACE
 from .settings import SessionSettings
 from .work import Work
 
@@ -20,6 +21,8 @@ def source_notes(work: Work, settings: SessionSettings) -> list[str]:
             f"{work.checkpoint.checkpoint_id}: both half-sets' poses come from one map (shared_reference), so their "
             "half maps are not independent"
         )
+    elif note := shared_note(_rows_by_checkpoint(work), settings):
+        notes.append(note)
     if settings.referencing.rebuild_rows:
         rows = work.gate.rebuild_orders.confident_per_half()
         notes.append(
@@ -29,3 +32,10 @@ def source_notes(work: Work, settings: SessionSettings) -> list[str]:
     if many := work.reinference.kept_members():
         notes.append(f"{many} rows keep their pose in the redo: the reference that would redo them is made of them")
     return notes
+
+
+def _rows_by_checkpoint(work: Work) -> dict[str, int]:
+    rows = work.ledger.execute(
+        "SELECT checkpoint_id, sum(num_rows) FROM runs WHERE place != ? GROUP BY checkpoint_id", (UNPOSED_PLACE,)
+    )
+    return {str(name): int(many) for name, many in rows.fetchall()}

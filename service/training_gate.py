@@ -15,7 +15,7 @@ from cesped_stream.published import NETWORK_KIND, check_files, read_listing
 from .finished import BatchTables, joined
 from .ledger import ALIGNED_KINDS, REFERENCE, Ledger
 from .messages import ALIGNED, MAP, POSES, TrainingOrder
-from .reference_orders import CONFIDENT, Frozen, MapOrders, RebuildOrders
+from .reference_orders import Frozen, MapOrders, RebuildOrders
 from .session import SessionFolder
 from .settings import SessionSettings
 
@@ -138,8 +138,7 @@ class TrainingGate:
             if frozen.source == ALIGNED:
                 self._ledger.remember("training requested", "")
             elif frozen.source == POSES:
-                for name in CONFIDENT:
-                    self._ledger.count(name, -self._ledger.counter(name))
+                self.rebuild_orders.start_counting()
 
     def order(self) -> TrainingOrder | None:
         """Return the training that waits for a trainer (again after a trainer died), or None."""
@@ -185,6 +184,14 @@ class TrainingGate:
                 (DONE, checkpoint.checkpoint_id, str(checkpoint.folder), seconds, training_id),
             )
             self._ledger.remember("checkpoint", str(checkpoint.folder))
+
+    def problem(self) -> str:
+        """Return why the last training was given up, "" where it was not."""
+        row = self._ledger.execute(
+            "SELECT problem FROM trainings WHERE state = ? AND training_id = (SELECT max(training_id) FROM trainings)",
+            (FAILED,),
+        ).fetchone()
+        return str(row[0]) if row else ""
 
     def give_up(self, training_id: int, problem: str) -> None:
         """Note that a training failed for good; `train` orders another one."""

@@ -27,7 +27,7 @@ from .leasing import (
     is_hopeless,
 )
 from .ledger import ALIGNED_KINDS, GIVEN, REFERENCE, Ledger
-from .messages import Failure, TrainingDone, TrainingProgress
+from .messages import ALIGNED, MAP, POSES, Failure, TrainingDone, TrainingProgress
 from .reinfer import Reinference
 from .rolling import PoseFiles
 from .scorers import NO_SCORER, Scorers
@@ -38,6 +38,12 @@ from .watcher import Watcher
 
 logger = logging.getLogger(__name__)
 
+TRIED_AGAIN = {
+    ALIGNED: "`train` orders it again",
+    MAP: "the next start tries it again, also with another map",
+    POSES: "it is tried again when as many more rows are confident",
+}
+"""What makes an order that was given up again, by its source."""
 COMMIT_DUTY = 4.0
 """While leases are out, commits are at least this many times their own duration apart."""
 
@@ -67,6 +73,8 @@ class Work:
         self.reinference = Reinference(self.ledger, self.poses, self.committer)
         self.gate = TrainingGate(settings, folder, self.ledger, self.tables, step=step)
         self.problems: dict[str, str] = {f"pose file {k}": text for k, text in enumerate(self.poses.problems)}
+        if why := self.gate.problem():
+            self.problems["training"] = why
         self.checkpoint: VerifiedCheckpoint | None = None
         self.calibration = CalibrationWatch(settings.calibration)
         self._choose_checkpoint()
@@ -307,7 +315,8 @@ class Work:
         if self.checkpoint is None:
             return
         try:
-            self.calibration.look_at(self.checkpoint.folder)
+            self.calibration.look_at(self.checkpoint.checkpoint_id, self.checkpoint.folder)
+            self.problems.pop("calibration", None)
         except InvalidCheckpointError as error:
             self.problems["calibration"] = str(error)
 
@@ -337,9 +346,10 @@ class Work:
             return
         self._training_failures += 1
         why = f"training {order.training_id}: {message.error}: {message.message}"
-        self.problems["training"] = why
         if not message.retry_can_help and self._training_failures >= self._settings.service.max_attempts:
+            why += f"; given up: {TRIED_AGAIN[order.source]}"
             self.gate.give_up(order.training_id, why)
+        self.problems["training"] = why
         self.training_not_before = now + backoff_seconds(self._training_failures)
 
     def training_done(self, message: TrainingDone) -> str:

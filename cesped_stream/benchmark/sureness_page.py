@@ -107,8 +107,8 @@ def _edge_words(sureness: Sureness) -> list[str]:
     ]
     if tally.num_clipped_shift > MANY_AT_EDGE * tally.num_refined:
         said.append(
-            "Many particles lie further off centre than was searched, or are none: raise "
-            "`gallery.shift_range_angstrom`, or centre the picks."
+            "Many particles lie further off centre than was searched, or are none: give "
+            "`gallery.shift_range_angstrom` a larger radius in angstrom than was searched, or centre the picks."
         )
     return said
 

@@ -59,8 +59,8 @@ def top_poses(
     `separation_deg` of it or of any of its symmetry mates (`group` `(g, 3, 3)` acts on the left), less what an earlier
     mode took; all that is then out of the search. So modes are further apart than `separation_deg` under the group, and
     probabilities add to at most 1. `separation_deg` below a grid step may miss the mates' grid points. Where no
-    rotation is left, the first pose stands again, with probability 0. A row depends on no other row; NaN logits give
-    probability NaN.
+    rotation is left, the first pose stands again, with probability 0. A float32 sum just above 1 is 1. A row depends on
+    no other row; NaN logits give probability NaN.
     """
     _check_logits(logits, order)
     if k < 1 or not 0 < separation_deg <= 180:
@@ -70,7 +70,7 @@ def top_poses(
     starts = range(0, len(logits), rows)
     parts = [_top_modes(logits[i : i + rows].detach(), order, mates, k, separation_deg) for i in starts]
     indices, probabilities = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-    return pose_rotations(indices, order).reshape(*indices.shape, 3, 3), probabilities
+    return pose_rotations(indices, order).reshape(*indices.shape, 3, 3), probabilities.clip(0, 1)
 
 
 def top_poses_sparse(
@@ -93,7 +93,7 @@ def top_poses_sparse(
         indices[part], probabilities[part] = _top_entries(distribution, part, mates, k, separation_deg)
     poses = pose_rotations(indices, distribution.grid_order).reshape(n, k, 3, 3)
     poses[np.isnan(probabilities[:, 0])] = np.nan
-    return poses, probabilities
+    return poses, probabilities.clip(0, 1)
 
 
 def _top_entries(

@@ -93,7 +93,11 @@ def poses(published: Path, streamed: ParticleTable) -> PoseBatch:
 
 
 def test_the_same_rows_give_the_same_checkpoint(published: Path, aligned: ParticleTable, tmp_path: Path) -> None:
+    left = tmp_path / "work" / "references.killed"
+    left.mkdir(parents=True)
+    (left / "reference_0.mrc").write_bytes(b"what a publication that was killed had written")
     again, manifest = publish(aligned, tmp_path)
+    assert not list((tmp_path / "work").glob("references.*"))
     assert again.name == published.name == manifest.checkpoint_id
     for file in published.iterdir():
         assert (again / file.name).read_bytes() == file.read_bytes()

@@ -282,6 +282,24 @@ def test_a_result_with_a_pose_that_is_no_number_is_refused(bench: Bench) -> None
     core.close()
 
 
+@pytest.mark.parametrize("name", ["confidence", "top_probability"])
+@pytest.mark.parametrize(("value", "accepted"), [(1e303, False), (-0.01, False), (1.01, False), (1 + 1e-7, True)])
+def test_a_result_with_a_confidence_that_is_no_probability_is_refused(
+    bench: Bench, name: str, value: float, accepted: bool
+) -> None:
+    bench.land("s", 4)
+    core = bench.open()
+    lease = leased(bench, core)
+    result, frames = result_of(lease, "w1", StackReader())
+    frames[name][1] = value
+    said = [*core.handle(b"w1", result, frames), *core.tick()]
+    acks = [out.message for out in said if isinstance(out.message, Ack)]
+    assert [ack.accepted for ack in acks] == [accepted]
+    assert accepted or name in acks[0].reason
+    assert posed_rows(bench) == (4 if accepted else 0)
+    core.close()
+
+
 def test_nothing_is_leased_before_a_checkpoint_is_there_and_waiting_rows_are_done_then(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.land("s", 5)

@@ -21,10 +21,12 @@ from cesped_stream.export.star import export_star
 from cesped_stream.imaging.maps import write_map
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
+from cesped_stream_service.cli import main
 from cesped_stream_service.coordinator import Coordinator
 from cesped_stream_service.given_map import check_before_start, check_map
-from cesped_stream_service.messages import Failure, Hello, Ready, TrainingOrder
+from cesped_stream_service.messages import Control, Failure, Hello, Ready, TrainingOrder
 from cesped_stream_service.status import SessionState
+from cesped_stream_service.toml import toml_text
 
 
 def blob(seed: int = 0, box: int = 16) -> np.ndarray:
@@ -106,6 +108,36 @@ def test_references_of_aligned_rows_take_the_maps_place_for_what_lands_later(ben
     assert len(read_star(bench.session / "batches" / "training_000002.star")) == 8
 
 
+def test_poses_by_the_shared_map_are_told_until_they_are_redone(bench: Bench, capsys: pytest.CaptureFixture) -> None:
+    bench.land("s1", 44)
+    core = bench.open()
+    roles = [FakeReferenceTrainer(bench.session / "checkpoints"), FakeWorker()]
+    run_until(core, bench.clock, roles, 44)
+    bench.land("aligned", 8, aligned=True)
+    run_until(core, bench.clock, roles, 52)
+    for _ in range(12):
+        turn(core, bench.clock, roles)
+    status = core.status()
+    assert status.checkpoint is not None and status.checkpoint.independence == "independent"
+    told = "44 poses come from one map for both half-sets (shared_reference: ref-map-1)"
+    assert any(told in note for note in status.notes)
+    assert told in export_words(bench, capsys)
+    assert tell(core, b"cli", Control(action="reinfer"))[0].ok  # type: ignore[union-attr]
+    run_until(core, bench.clock, roles, 52)
+    assert not any("shared_reference" in note for note in core.status().notes)
+    core.close()
+    assert "shared_reference" not in export_words(bench, capsys)
+
+
+def export_words(bench: Bench, capsys: pytest.CaptureFixture) -> str:
+    """Return what `export star` tells beside the files' names."""
+    (bench.session / "session.toml").write_text(toml_text(bench.settings.model_dump(mode="json", exclude_none=True)))
+    assert main(["export", "star", str(bench.session), "--output", str(bench.root / "out.star")]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{bench.root / 'out.star'}\n"
+    return " ".join(said.err.split())
+
+
 def test_late_aligned_rows_of_particles_that_the_map_posed_make_the_reference(bench: Bench) -> None:
     bench.land("s1", 44)
     core = bench.open()
@@ -173,7 +205,8 @@ def test_another_map_is_refused_once_a_reference_was_ordered_and_taken_before(be
     bench.open().close()
 
 
-def test_a_map_that_fails_for_good_is_told_and_another_one_may_be_given(bench: Bench) -> None:
+def given_up(bench: Bench) -> None:
+    """Land rows, and let the map's order fail until it is given up."""
     bench.land("s1", 44)
     core = bench.open()
     for _ in range(80):
@@ -184,6 +217,23 @@ def test_a_map_that_fails_for_good_is_told_and_another_one_may_be_given(bench: B
     assert any("the given map is 80 A wide" in problem for problem in core.status().problems)
     assert core.status().predicted == 0
     core.close()
+
+
+def test_a_map_that_was_given_up_is_tried_again_by_the_next_start_and_told_until_then(bench: Bench) -> None:
+    given_up(bench)
+    core = bench.open()
+    (problem,) = core.status().problems
+    assert "80 A wide; given up: the next start tries it again" in problem
+    trainer = FakeReferenceTrainer(bench.session / "checkpoints")
+    run_until(core, bench.clock, [trainer, FakeWorker()], 44)
+    assert [order.training_id for order in trainer.orders] == [2]
+    assert not core.status().problems and core.status().predicted == 44
+    core.close()
+    bench.open().close()
+
+
+def test_a_map_that_fails_for_good_is_told_and_another_one_may_be_given(bench: Bench) -> None:
+    given_up(bench)
     write_map(bench.root.parent / "map.mrc", blob(1), 6.0)
     core = bench.open()
     trainer = FakeReferenceTrainer(bench.session / "checkpoints")

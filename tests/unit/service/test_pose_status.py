@@ -144,6 +144,12 @@ def test_many_poses_at_the_edge_of_the_shift_search_are_a_problem_with_a_remedy(
         assert "raise gallery.shift_range_angstrom (15 now)" in problems[0]
 
 
+def test_the_remedy_for_clipped_shifts_does_not_take_the_automatic_range_for_none() -> None:
+    (problem,) = pose_problems(clipped(6, 100), GallerySettings())
+    assert "give gallery.shift_range_angstrom a larger radius in angstrom than the automatic one" in problem
+    assert "(0 now)" not in problem
+
+
 def test_words_say_whether_confidence_is_a_probability() -> None:
     rows = {"confidence calibrated 80": 30, "confidence calibrated 20": 10, "confidence mass 40": 5}
     words = pose_words(poses_status(PoseTally(rows)))

@@ -21,6 +21,7 @@ from cesped_stream.imaging.maps import write_map
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import TrainingSettings
+from cesped_stream_service import reference_orders
 from cesped_stream_service.coordinator import Coordinator
 from cesped_stream_service.messages import Control
 from cesped_stream_service.referencing import for_rebuilding
@@ -215,3 +216,103 @@ def test_rebuilt_references_of_rows_that_a_shared_map_posed_stay_shared(tmp_path
     training = TrainingSettings(alignment="independent")
     rebuilt = for_rebuilding(training, made_of, bench.session / "checkpoints", "")
     assert (rebuilt.alignment, rebuilt.validation_fraction) == ("shared_reference", 0.0)
+
+
+@pytest.mark.parametrize("damage", ["appended", "cut", "emptied"])
+def test_a_shard_that_was_edited_is_named_and_left_out_of_a_rebuilt_reference(tmp_path: Path, damage: str) -> None:
+    bench, core, roles = opened(tmp_path)
+    shard = bench.session / "poses" / "poses_000002.star"
+    text = shard.read_text()
+    inside = set(names(read_star(shard)))
+    shard.write_text({"appended": text + "oops\n", "cut": text[: len(text) * 2 // 3], "emptied": ""}[damage])
+    land_more(bench, core, roles, 51, "s2", 24)
+    assert sources(roles)[:2] == ["aligned", "poses"]
+    assert any(f"{shard.name}: not the file that was committed" in problem for problem in core.status().problems)
+    core.close()
+    assert not inside & set(names(read_star(bench.session / "batches" / "training_000002.star")))
+
+
+def test_what_keeps_a_rebuilding_from_being_frozen_costs_that_one_only(tmp_path: Path) -> None:
+    bench, core, roles = opened(tmp_path)
+    core.close()
+    batch = bench.session / "batches" / "batch_000003.star"
+    content = batch.read_text()
+    batch.write_text("edited by somebody\n")
+    core = bench.open()
+    roles = [roles[0], FakeWorker(incarnation="w2")]
+    land_more(bench, core, roles, 33)
+    status = core.status()
+    assert sources(roles) == ["aligned"] and status.predicted == 24 and status.state == "up to date"
+    assert any("references are not made anew this time" in problem for problem in status.problems)
+    batch.write_text(content)
+    land_more(bench, core, roles, 53, "s3", 20)
+    assert sources(roles) == ["aligned", "poses"]
+    assert not any("not made anew" in problem for problem in core.status().problems)
+    core.close()
+
+
+def due_without_aligned_rows(tmp_path: Path, shard_rows: int) -> Bench:
+    """Return a session without aligned rows that was killed as soon as a rebuilding was due."""
+    given = str(fake_references(tmp_path / "given", "ref-given"))
+    service = {"shard_rows": shard_rows, "shard_seconds": 1e6}
+    bench = Bench(tmp_path / "b", proposer="gallery", checkpoint=given, referencing=REBUILD, service=service)
+    bench.land("s1", 20)
+    core = bench.open()
+    run_until(core, bench.clock, [FakeWorker()], 20)
+    assert any("so far 10 + 10" in note for note in core.status().notes)
+    crash(core)
+    return bench
+
+
+def test_rows_that_are_made_again_are_counted_again(tmp_path: Path) -> None:
+    bench = due_without_aligned_rows(tmp_path, shard_rows=1000)
+    (bench.session / "poses" / "poses.star").write_text("edited by somebody\n")
+    core = bench.open()
+    assert any("so far 0 + 0" in note for note in core.status().notes)
+    roles = [FakeReferenceTrainer(bench.session / "checkpoints"), FakeWorker(incarnation="w2")]
+    turn(core, bench.clock, roles)
+    assert not any("not made anew" in problem for problem in core.status().problems)
+    run_until(core, bench.clock, roles, 20)
+    for _ in range(4):
+        turn(core, bench.clock, roles)
+    assert sources(roles) == ["poses"]
+    core.close()
+    assert len(read_star(bench.session / "batches" / "training_000001.star")) == 20
+
+
+def test_a_rebuilding_that_finds_too_few_rows_waits_for_the_rest(tmp_path: Path) -> None:
+    bench = due_without_aligned_rows(tmp_path, shard_rows=1)
+    shards = sorted((bench.session / "poses").glob("poses_*.star"))
+    kept, lost = read_star(shards[0]), shards[1:]
+    for shard in lost:
+        shard.rename(tmp_path / shard.name)
+    core = bench.open()
+    roles = [FakeReferenceTrainer(bench.session / "checkpoints"), FakeWorker(incarnation="w2")]
+    for _ in range(4):
+        turn(core, bench.clock, roles)
+    many = np.bincount(kept.half_sets(), minlength=2)
+    assert sources(roles) == []
+    assert any(f"so far {many[0]} + {many[1]}" in note for note in core.status().notes)
+    land_more(bench, core, roles, 38, "s2", 18)
+    assert sources(roles) == ["poses"]
+    core.close()
+    assert len(read_star(bench.session / "batches" / "training_000001.star")) == len(kept) + 18
+
+
+@pytest.mark.parametrize(("looked_at", "ordered"), [(1, ["aligned"]), (4, ["aligned", "poses"])])
+def test_an_order_looks_at_the_newest_shards_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looked_at: int, ordered: list[str]
+) -> None:
+    monkeypatch.setattr(reference_orders, "LOOKED_AT", looked_at)
+    read: list[Path] = []
+    monkeypatch.setattr(reference_orders, "read_star", lambda path: (read.append(path), read_star(path))[1])
+    bench, core, roles = opened(tmp_path, referencing=REBUILD | {"rebuild_rows": 30, "rebuild_max_rows": 20})
+    land_more(bench, core, roles, 63, "s2", 36)
+    bench.land_stack("s3", 100)
+    bench.land_star("s3", range(1, 100, 2))
+    run_until(core, bench.clock, roles, 113)
+    assert not read
+    land_more(bench, core, roles, 129, "s4", 16)
+    core.close()
+    assert sources(roles) == ordered, "most of the newest rows are of one half-set"
+    assert (len(read) <= 5) is (looked_at == 1)
