@@ -308,7 +308,8 @@ class FusedProposer:
         self.checkpoint_id = self.manifest.checkpoint_id
         check_files(folder, self.manifest.files.items())
         self.references = ReferenceProposer(folder / REFERENCES_FOLDER, matching, half_mode)
-        self.predictor = Predictor(folder / NETWORK_FOLDER, inference, half_mode)
+        # gold_standard whatever the mode: `_matcher` names the half whose model answers
+        self.predictor = Predictor(folder / NETWORK_FOLDER, inference, "gold_standard")
         self._matching = matching
         self._half_mode: HalfMode = half_mode
         self._calibration = load_calibration(

@@ -170,6 +170,18 @@ def test_rows_tell_what_each_proposer_says_and_how_sure_the_pose_is(
     assert np.sqrt((moved**2).mean()) < 0.3 * PIXEL_SIZE
 
 
+def test_cross_half_asks_the_other_halfs_models(
+    parts: FusedParts, published: Path, poses: PoseBatch, streamed: ParticleTable
+) -> None:
+    reader = StackReader()
+    crossed = FusedProposer(published, INFERENCE, MATCHING, "cross_half").poses(streamed, reader)
+    network = infer_table(Predictor(parts.networks, INFERENCE, "cross_half"), streamed, reader)
+    gallery = ReferenceProposer(parts.references, MATCHING, "cross_half").poses(streamed, reader)
+    np.testing.assert_array_equal(crossed.network_rotation, network.rotation)
+    np.testing.assert_array_equal(crossed.gallery_rotation, gallery.gallery_rotation)
+    assert (crossed.network_rotation != poses.network_rotation).any((1, 2)).mean() > 0.9
+
+
 def test_a_particle_knows_nothing_of_its_neighbours(published: Path, poses: PoseBatch, streamed: ParticleTable) -> None:
     proposer = FusedProposer(published, INFERENCE, MATCHING)
     order = np.random.default_rng(0).permutation(len(streamed))
