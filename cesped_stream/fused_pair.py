@@ -61,6 +61,8 @@ class FusedRecord(FileRecord):
 
     num_training: int = Field(ge=0)
     """Particles in its reference."""
+    num_left_out: int = Field(0, ge=0)
+    """Aligned particles that are not in it since they agree with it no better than noise."""
     num_validation: int = Field(ge=0)
     """Held-out particles: of the other half-set."""
     resolution_angstrom: float = Field(gt=0)
@@ -222,7 +224,8 @@ def _record(rows: ParticleTable, found: FusedPoses, both: FusedMatcher, symmetry
         )
     )
     return FusedRecord(
-        num_training=len(reference.members),
+        num_training=len(reference.members) - reference.num_left_out,
+        num_left_out=reference.num_left_out,
         num_validation=len(refined),
         resolution_angstrom=reference.resolution_angstrom,
         network_weight=fit.weights[Proposer.NETWORK] if fit else None,

@@ -1,6 +1,7 @@
 """Networks and references as one checkpoint, and the poses that both give together."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 from samples.models import TINY
 from support.matching import BOX, PIXEL_SIZE, molecule
-from support.proposers import about
+from support.proposers import about, random_rotations
+from support.scored import with_rotations
 
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.errors import InvalidCheckpointError
@@ -124,6 +126,23 @@ def test_the_same_parts_and_rows_give_the_same_checkpoint(
     assert len(files) == len(manifest.files) + 1
     for file in files:
         assert (again / file).read_bytes() == (published / file).read_bytes()
+
+
+def test_the_record_counts_the_particles_that_are_in_the_map(
+    aligned: ParticleTable, parts: FusedParts, tmp_path: Path
+) -> None:
+    spoilt = np.flatnonzero(aligned.half_sets() == 0)[::3]
+    rotations = aligned.rotations().copy()
+    rotations[spoilt] = random_rotations(len(spoilt), 8)
+    wrong = with_rotations(aligned, rotations)
+    references, made = publish_references(
+        wrong, StackReader(), TRAINING, MATCHING, work_folder=tmp_path / "work", checkpoints_folder=tmp_path
+    )
+    manifest = publish(wrong, replace(parts, references=references), tmp_path)[1]
+    assert made.halves[0].num_left_out > 20
+    for half, record in manifest.halves.items():
+        counts = record.num_training, record.num_left_out
+        assert counts == (made.halves[half].num_training, made.halves[half].num_left_out)
 
 
 def test_the_folder_holds_both_checkpoints_as_they_are(published: Path, parts: FusedParts) -> None:
