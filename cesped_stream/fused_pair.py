@@ -21,6 +21,7 @@ from cesped_stream.calibration.store import Calibration, HalfCalibration, load_c
 from cesped_stream.errors import InvalidCheckpointError
 from cesped_stream.fused import FusedMatcher, FusedPoses
 from cesped_stream.held_out import (
+    ONE_FRAME,
     TooFew,
     errors_deg,
     evenly,
@@ -134,7 +135,8 @@ def publish_fused(
     """Fit how much each proposer counts and how sure their pose is, and publish both checkpoints with it as one.
 
     `table` holds the aligned rows that both were made of: of each half-set's models the other half-set's rows are held
-    out. Where these are too few the gallery's answer stands, or confidence ranks only, and the manifest says so.
+    out. Where these are too few, or disagree with the reference, the gallery's answer stands, or confidence ranks
+    only, and the manifest says so.
     Halves and `on_stage` as with `publish_references`. Raises InvalidCheckpointError where the two do not go
     together, else what loading, matching and reading raise.
     """
@@ -206,12 +208,14 @@ def _fit(
             f"half-set {half}: {len(used)} held-out particles; fusion weights need {settings.min_particles} "
             "(fusion.min_particles), so the gallery's answer stands"
         )
-    return fit_fusion(
-        {str(name): said for name, said in proposers.items()},
-        few.rotations()[used],
-        both.matcher.reference.symmetry,
-        settings,
-    )
+    said = {str(name): distribution for name, distribution in proposers.items()}
+    fit = fit_fusion(said, few.rotations()[used], both.matcher.reference.symmetry, settings)
+    if fit.disagrees(Proposer.GALLERY):
+        return TooFew(
+            f"half-set {half}: held-out particles disagree with the reference, so the gallery's answer stands: "
+            f"{ONE_FRAME}"
+        )
+    return fit
 
 
 def _record(rows: ParticleTable, found: FusedPoses, both: FusedMatcher, symmetry: str) -> FusedRecord:

@@ -26,7 +26,7 @@ from cesped_stream.particles.stacks import StackReader, read_images, write_stack
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import infer_table, open_proposer
 from cesped_stream.published import check_files, read_listing
-from cesped_stream.reference_pair import MatchingSettings, publish_references
+from cesped_stream.reference_pair import MatchingSettings, ReferenceManifest, publish_references
 from cesped_stream.reference_proposer import ReferenceProposer
 from cesped_stream.settings import (
     CalibrationSettings,
@@ -237,6 +237,42 @@ def test_too_few_held_out_rows_leave_the_gallerys_answer_and_say_so(
     np.testing.assert_array_equal(found.rotation, alone.rotation)
     assert not found.calibrated.any()
     assert np.isfinite(found.network_rotation).all()
+
+
+@pytest.fixture(scope="module")
+def in_two_frames(
+    aligned: ParticleTable, parts: FusedParts, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, FusedManifest, ReferenceManifest]:
+    """Of the same networks, and references of rows whose half-set 1 is turned by 90 degrees about the axis."""
+    folder = tmp_path_factory.mktemp("turned")
+    quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    is_turned = (aligned.half_sets() == 1)[:, None, None]
+    turned = with_rotations(aligned, np.where(is_turned, quarter @ aligned.rotations(), aligned.rotations()))
+    references, made = publish_references(
+        turned, StackReader(), TRAINING, MATCHING, work_folder=folder / "work", checkpoints_folder=folder
+    )
+    return *publish(turned, replace(parts, references=references), folder), made
+
+
+def test_held_out_rows_in_another_frame_leave_the_gallerys_answer_and_say_so(
+    in_two_frames: tuple[Path, FusedManifest, ReferenceManifest], streamed: ParticleTable
+) -> None:
+    folder, manifest, _ = in_two_frames
+    assert "half-set 1: held-out particles disagree with the reference" in manifest.uncalibrated
+    assert all(record.gallery_weight is None for record in manifest.halves.values())
+    found = FusedProposer(folder, INFERENCE, MATCHING).poses(streamed, StackReader())
+    alone = ReferenceProposer(folder / "references", MATCHING).poses(streamed, StackReader())
+    np.testing.assert_array_equal(found.rotation, alone.rotation)
+
+
+def test_held_out_rows_in_another_frame_fit_no_confidence(
+    in_two_frames: tuple[Path, FusedManifest, ReferenceManifest], streamed: ParticleTable
+) -> None:
+    folder, manifest, references = in_two_frames
+    why = "held-out particles are within 5 degrees of their own poses"
+    assert why in manifest.uncalibrated and why in references.uncalibrated
+    assert not FusedProposer(folder, INFERENCE, MATCHING).poses(streamed, StackReader()).calibrated.any()
+    assert references.calibration == ""
 
 
 def test_open_proposer_takes_both(published: Path) -> None:
