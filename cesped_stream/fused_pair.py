@@ -86,6 +86,7 @@ class FusedManifest(PublishedManifest):
 
     manifest_kind: ClassVar[str] = "fused"
     id_prefix: ClassVar[str] = "fus"
+    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"answers_sha256"})
 
     format: Literal[1] = 1
     kind: Literal["fused"] = "fused"
@@ -103,6 +104,8 @@ class FusedManifest(PublishedManifest):
     """File of fusion weights and confidence."""
     uncalibrated: str = ""
     """Why there are no weights, or no confidence."""
+    answers_sha256: str = ""
+    """`MatchingSettings.answers_sha256`, fused, that confidence was fitted with."""
     package_version: str = Field(default_factory=package_version)
 
 
@@ -168,6 +171,7 @@ def publish_fused(
         trained_on=trained_on,
         calibration=calibration.file_name,
         uncalibrated="; ".join(why),
+        answers_sha256=parts.matching.answers_sha256(fused=True),
     )
     return _publish(manifest, parts, calibration, checkpoints_folder)
 
@@ -324,6 +328,12 @@ class FusedProposer:
             checkpoint_id=self.manifest.network_id,
             symmetry=self.manifest.symmetry,
         )
+        self._fitted_so = self.manifest.answers_sha256 == matching.answers_sha256(fused=True)
+        if self.references.measured_so and not self._fitted_so:
+            logger.warning(
+                "confidence was fitted with other settings: it is a mass here",
+                extra={"checkpoint": self.checkpoint_id},
+            )
         self._matchers: dict[int, FusedMatcher] = {}
 
     def poses(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
@@ -341,7 +351,7 @@ class FusedProposer:
                 gallery_rotation=found.gallery_rotation,
                 apart_deg=found.apart_deg,
             )
-            calibrator = self._calibration.for_half(half, self._half_mode).calibrator
+            calibrator = self._calibration.for_half(half, self._half_mode).calibrator if self._fitted_so else None
             return with_confidence(poses, features_of(found.matched, found.apart_deg), optics_names(rows), calibrator)
 
         return by_halves(table, self._matching.gallery.num_modes, of_half)

@@ -239,6 +239,49 @@ def test_too_few_held_out_rows_leave_the_gallerys_answer_and_say_so(
     assert np.isfinite(found.network_rotation).all()
 
 
+OTHERWISE = (
+    replace(MATCHING, gallery=MATCHING.gallery.model_copy(update={"temperature": 2.0})),
+    replace(MATCHING, refinement=MATCHING.refinement.model_copy(update={"radius_deg": 9.0})),
+)
+
+
+@pytest.mark.parametrize("otherwise", OTHERWISE)
+def test_other_settings_than_the_published_ones_leave_the_mass_and_say_so_once(
+    published: Path, streamed: ParticleTable, otherwise: MatchingSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    for open_it in (
+        lambda: FusedProposer(published, INFERENCE, otherwise),
+        lambda: ReferenceProposer(published / "references", otherwise),
+    ):
+        caplog.clear()
+        found = open_it().poses(streamed, StackReader())
+        assert not found.calibrated.any() and np.isnan(found.above_noise).all()
+        np.testing.assert_array_equal(found.confidence, found.top_probability.max(axis=1))
+        assert len([record for record in caplog.records if "other settings" in record.getMessage()]) == 1
+
+
+def test_other_fusion_settings_leave_the_mass_and_what_the_references_tell(
+    published: Path, streamed: ParticleTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    otherwise = replace(MATCHING, fusion=FusionSettings(keep=64))
+    found = FusedProposer(published, INFERENCE, otherwise).poses(streamed, StackReader())
+    assert not found.calibrated.any() and np.isfinite(found.above_noise).all()
+    assert len([record for record in caplog.records if "other settings" in record.getMessage()]) == 1
+
+
+def test_settings_that_change_no_answer_leave_the_confidence(
+    published: Path, streamed: ParticleTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    otherwise = replace(
+        MATCHING,
+        gallery=MATCHING.gallery.model_copy(update={"batch_size": 32, "memory_mib": 32}),
+        fusion=FusionSettings(max_particles=120),
+    )
+    found = FusedProposer(published, INFERENCE, otherwise).poses(streamed, StackReader())
+    assert found.calibrated.all() and np.isfinite(found.above_noise).all()
+    assert not any("other settings" in record.getMessage() for record in caplog.records)
+
+
 @pytest.fixture(scope="module")
 def in_two_frames(
     aligned: ParticleTable, parts: FusedParts, tmp_path_factory: pytest.TempPathFactory
