@@ -21,6 +21,7 @@ from cesped_stream.calibration.store import Calibration, HalfCalibration, load_c
 from cesped_stream.errors import InvalidCheckpointError
 from cesped_stream.fused import FusedMatcher, FusedPoses
 from cesped_stream.held_out import (
+    ONE_FRAME,
     TooFew,
     errors_deg,
     evenly,
@@ -61,6 +62,8 @@ class FusedRecord(FileRecord):
 
     num_training: int = Field(ge=0)
     """Particles in its reference."""
+    num_left_out: int = Field(0, ge=0)
+    """Aligned particles that are not in it since they agree with it no better than noise."""
     num_validation: int = Field(ge=0)
     """Held-out particles: of the other half-set."""
     resolution_angstrom: float = Field(gt=0)
@@ -83,6 +86,7 @@ class FusedManifest(PublishedManifest):
 
     manifest_kind: ClassVar[str] = "fused"
     id_prefix: ClassVar[str] = "fus"
+    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"answers_sha256"})
 
     format: Literal[1] = 1
     kind: Literal["fused"] = "fused"
@@ -100,6 +104,8 @@ class FusedManifest(PublishedManifest):
     """File of fusion weights and confidence."""
     uncalibrated: str = ""
     """Why there are no weights, or no confidence."""
+    answers_sha256: str = ""
+    """`MatchingSettings.answers_sha256`, fused, that confidence was fitted with."""
     package_version: str = Field(default_factory=package_version)
 
 
@@ -132,7 +138,8 @@ def publish_fused(
     """Fit how much each proposer counts and how sure their pose is, and publish both checkpoints with it as one.
 
     `table` holds the aligned rows that both were made of: of each half-set's models the other half-set's rows are held
-    out. Where these are too few the gallery's answer stands, or confidence ranks only, and the manifest says so.
+    out. Where these are too few, or disagree with the reference, the gallery's answer stands, or confidence ranks
+    only, and the manifest says so.
     Halves and `on_stage` as with `publish_references`. Raises InvalidCheckpointError where the two do not go
     together, else what loading, matching and reading raise.
     """
@@ -164,6 +171,7 @@ def publish_fused(
         trained_on=trained_on,
         calibration=calibration.file_name,
         uncalibrated="; ".join(why),
+        answers_sha256=parts.matching.answers_sha256(fused=True),
     )
     return _publish(manifest, parts, calibration, checkpoints_folder)
 
@@ -204,12 +212,14 @@ def _fit(
             f"half-set {half}: {len(used)} held-out particles; fusion weights need {settings.min_particles} "
             "(fusion.min_particles), so the gallery's answer stands"
         )
-    return fit_fusion(
-        {str(name): said for name, said in proposers.items()},
-        few.rotations()[used],
-        both.matcher.reference.symmetry,
-        settings,
-    )
+    said = {str(name): distribution for name, distribution in proposers.items()}
+    fit = fit_fusion(said, few.rotations()[used], both.matcher.reference.symmetry, settings)
+    if fit.disagrees(Proposer.GALLERY):
+        return TooFew(
+            f"half-set {half}: held-out particles disagree with the reference, so the gallery's answer stands: "
+            f"{ONE_FRAME}"
+        )
+    return fit
 
 
 def _record(rows: ParticleTable, found: FusedPoses, both: FusedMatcher, symmetry: str) -> FusedRecord:
@@ -222,7 +232,8 @@ def _record(rows: ParticleTable, found: FusedPoses, both: FusedMatcher, symmetry
         )
     )
     return FusedRecord(
-        num_training=len(reference.members),
+        num_training=len(reference.members) - reference.num_left_out,
+        num_left_out=reference.num_left_out,
         num_validation=len(refined),
         resolution_angstrom=reference.resolution_angstrom,
         network_weight=fit.weights[Proposer.NETWORK] if fit else None,
@@ -308,7 +319,8 @@ class FusedProposer:
         self.checkpoint_id = self.manifest.checkpoint_id
         check_files(folder, self.manifest.files.items())
         self.references = ReferenceProposer(folder / REFERENCES_FOLDER, matching, half_mode)
-        self.predictor = Predictor(folder / NETWORK_FOLDER, inference, half_mode)
+        # gold_standard whatever the mode: `_matcher` names the half whose model answers
+        self.predictor = Predictor(folder / NETWORK_FOLDER, inference, "gold_standard")
         self._matching = matching
         self._half_mode: HalfMode = half_mode
         self._calibration = load_calibration(
@@ -316,6 +328,12 @@ class FusedProposer:
             checkpoint_id=self.manifest.network_id,
             symmetry=self.manifest.symmetry,
         )
+        self._fitted_so = self.manifest.answers_sha256 == matching.answers_sha256(fused=True)
+        if self.references.measured_so and not self._fitted_so:
+            logger.warning(
+                "confidence was fitted with other settings: it is a mass here",
+                extra={"checkpoint": self.checkpoint_id},
+            )
         self._matchers: dict[int, FusedMatcher] = {}
 
     def poses(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
@@ -333,7 +351,7 @@ class FusedProposer:
                 gallery_rotation=found.gallery_rotation,
                 apart_deg=found.apart_deg,
             )
-            calibrator = self._calibration.for_half(half, self._half_mode).calibrator
+            calibrator = self._calibration.for_half(half, self._half_mode).calibrator if self._fitted_so else None
             return with_confidence(poses, features_of(found.matched, found.apart_deg), optics_names(rows), calibrator)
 
         return by_halves(table, self._matching.gallery.num_modes, of_half)

@@ -5,6 +5,7 @@ halves.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -18,6 +19,11 @@ from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import CalibrationSettings
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
+
+LEAST_RIGHT: Final = 0.02
+"""Share of held-out poses that must be right. With fewer, a curve has next to nothing to tell right from wrong by, and
+labels in another frame than the reference are likelier than so bad a reference."""
+ONE_FRAME: Final = "are both half-sets in one frame (origin, axes, hand)?"
 
 
 @dataclass(frozen=True)
@@ -99,10 +105,17 @@ def fit_confidence(
     few = too_few(table.select(usable), half, settings)
     if few is not None:
         return few
+    errors = errors_deg(table, found.rotation, symmetry)
+    right = int((errors[usable] <= settings.within_deg).sum())
+    if right < LEAST_RIGHT * len(usable):
+        return TooFew(
+            f"half-set {half}: {right} of {len(usable)} held-out particles are within {settings.within_deg:g} degrees "
+            f"of their own poses; confidence needs {100 * LEAST_RIGHT:g} %: {ONE_FRAME}"
+        )
     answers = HeldOutAnswers(
         particle_ids=[str(digest) for digest in particle_digests(table).tolist()],
         features=features,
-        errors_deg=errors_deg(table, found.rotation, symmetry),
+        errors_deg=errors,
         optics_groups=optics_names(table),
         micrographs=table.micrographs(),
     )

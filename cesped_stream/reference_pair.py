@@ -5,6 +5,7 @@ of half-set 1, and `manifest.json`, whose `kind` says what it holds.
 """
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -58,6 +59,7 @@ MOST_TIMES_LARGER: Final = 2.5
 """A map beside the images that it is compared with, or they beside it."""
 _SCRATCH: Final = "references."
 """What folders of files that are not published yet begin with."""
+_COSTS_ONLY: Final = {"batch_size", "memory_mib"}
 _SUFFIXES: Final = (".json", ".mrc", ".members")
 
 CheckpointKind = Literal["network", "reference", "fused"]
@@ -76,6 +78,20 @@ class MatchingSettings:
     device: Device = "cpu"
     fusion: FusionSettings = field(default_factory=FusionSettings)
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+
+    def answers_sha256(self, *, fused: bool = False) -> str:
+        """Return the hash of the settings that references' answers, or `fused` ones, depend on.
+
+        What only costs time or memory is no part of it, nor what only a fit depends on.
+        """
+        said = {
+            "background_radius_angstrom": self.referencing.background_radius_angstrom,
+            "gallery": self.gallery.model_dump(mode="json", exclude=_COSTS_ONLY),
+            "refinement": self.refinement.model_dump(mode="json", exclude=_COSTS_ONLY),
+        }
+        if fused:
+            said["fusion"] = self.fusion.model_dump(mode="json", include={"keep", "network_keep"})
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 class ReferenceRecord(FileRecord):
@@ -98,6 +114,7 @@ class ReferenceManifest(PublishedManifest):
 
     manifest_kind: ClassVar[str] = REFERENCE_KIND
     id_prefix: ClassVar[str] = "ref"
+    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"answers_sha256"})
 
     format: Literal[1] = 1
     kind: Literal["reference"] = "reference"
@@ -112,6 +129,8 @@ class ReferenceManifest(PublishedManifest):
     """File of what turns its answers into a confidence; empty where there is none."""
     uncalibrated: str = ""
     """Why there is none."""
+    answers_sha256: str = ""
+    """`MatchingSettings.answers_sha256` that confidence was fitted, and noise measured, with."""
     package_version: str = Field(default_factory=package_version)
 
 
@@ -153,6 +172,7 @@ def publish_references(
         independence=training.alignment,
         trained_on=trained_on,
         uncalibrated=why,
+        answers_sha256=matching.answers_sha256(),
     )
     return _publish(references, manifest, work_folder, checkpoints_folder, calibration)
 
@@ -205,6 +225,7 @@ def publish_map(
         origin="a given map",
         independence="shared_reference",
         trained_on=trained_on,
+        answers_sha256=matching.answers_sha256(),
     )
     return _publish(references, manifest, work_folder, checkpoints_folder)
 

@@ -1,5 +1,6 @@
 """Poses by both references of a published checkpoint: gallery, then refinement of its modes, then confidence."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from cesped_stream.particles.table import Int64, ParticleTable
 from cesped_stream.published import check_files
 from cesped_stream.reference_pair import MatchingSettings, half_matcher, read_reference_manifest
 
+logger = logging.getLogger(__name__)
+
 PROPOSER: Final = "gallery+refinement"
 ROWS_AT_ONCE: Final = 512
 
@@ -39,12 +42,21 @@ class ReferenceProposer:
         self.manifest = read_reference_manifest(folder)
         self.checkpoint_id = self.manifest.checkpoint_id
         check_files(folder, self.manifest.files.items())
+        self.measured_so = self.manifest.answers_sha256 == matching.answers_sha256()
+        """Whether noise was measured, and confidence fitted, with these settings; else neither is told."""
         self._references = {half: load_reference(folder, half) for half in HALVES}
+        if not self.measured_so:
+            logger.warning(
+                "references were published with other settings of gallery or refinement: confidence is a mass and "
+                "the fit above noise unknown",
+                extra={"checkpoint": self.checkpoint_id},
+            )
+            self._references = {half: replace(found, of_noise=None) for half, found in self._references.items()}
         self._matching = matching
         self._half_mode = half_mode
         self._matchers: dict[int, ReferenceMatcher] = {}
         self._calibration: Calibration | None = None
-        if self.manifest.calibration:
+        if self.manifest.calibration and self.measured_so:
             file, symmetry = folder / self.manifest.calibration, self.manifest.symmetry
             self._calibration = load_calibration(file, checkpoint_id="", symmetry=symmetry)
 

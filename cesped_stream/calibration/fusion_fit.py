@@ -23,6 +23,11 @@ _RIDGE: Final = 1.0
 """A weight of w costs as much as w**2 / 2 natural logarithms on all particles together: a proposer that says next to
 nothing gets next to no weight, one that says something keeps its own."""
 
+_CHANCE_GAIN: Final = 3.32
+"""Natural logarithms on all particles together that one weight gains by chance in 1 of 100 fits: half of chi-squared's
+99 % point (Wilks 1938)."""
+_CLEAR_GAIN: Final = float(np.log(2))
+
 
 class FusionFit(BaseModel):
     """Weights of the proposers' logarithms, and what they reach on the particles that they were fitted on."""
@@ -40,6 +45,8 @@ class FusionFit(BaseModel):
     """Mean natural logarithm of the pooled mass within `neighbourhood_deg` of the true pose."""
     single_log_likelihood: dict[str, float]
     """The same of each proposer alone, at the temperature that is best for it."""
+    chance_log_likelihood: float
+    """The same where every rotation is as likely as any other."""
 
     @property
     def temperature(self) -> float:
@@ -52,6 +59,15 @@ class FusionFit(BaseModel):
         """Each proposer's part of the weights' sum; even where all weights are 0."""
         total = sum(self.weights.values())
         return {name: w / total if total > 0 else 1 / len(self.weights) for name, w in self.weights.items()}
+
+    def disagrees(self, proposer: str) -> bool:
+        """Return whether nothing held out speaks for `proposer`'s answers, nor clearly for the pool that would replace
+        them: alone it gains no more than chance would in 1 of 100 fits (likelihood ratio), and the pool does not make
+        the true poses even twice as likely as chance.
+        """
+        alone = self.num_particles * (self.single_log_likelihood[proposer] - self.chance_log_likelihood)
+        together = self.log_likelihood - self.chance_log_likelihood
+        return alone < _CHANCE_GAIN and together < _CLEAR_GAIN
 
 
 def fit_fusion(
@@ -87,6 +103,7 @@ def fit_fusion(
         single_log_likelihood={
             name: objective.value_and_slope(weights)[0] for name, weights in zip(proposers, alone, strict=True)
         },
+        chance_log_likelihood=objective.value_and_slope(np.zeros(count))[0],
     )
 
 

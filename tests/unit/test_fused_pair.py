@@ -1,6 +1,7 @@
 """Networks and references as one checkpoint, and the poses that both give together."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 from samples.models import TINY
 from support.matching import BOX, PIXEL_SIZE, molecule
-from support.proposers import about
+from support.proposers import about, random_rotations
+from support.scored import with_rotations
 
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.errors import InvalidCheckpointError
@@ -24,7 +26,7 @@ from cesped_stream.particles.stacks import StackReader, read_images, write_stack
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import infer_table, open_proposer
 from cesped_stream.published import check_files, read_listing
-from cesped_stream.reference_pair import MatchingSettings, publish_references
+from cesped_stream.reference_pair import MatchingSettings, ReferenceManifest, publish_references
 from cesped_stream.reference_proposer import ReferenceProposer
 from cesped_stream.settings import (
     CalibrationSettings,
@@ -126,6 +128,23 @@ def test_the_same_parts_and_rows_give_the_same_checkpoint(
         assert (again / file).read_bytes() == (published / file).read_bytes()
 
 
+def test_the_record_counts_the_particles_that_are_in_the_map(
+    aligned: ParticleTable, parts: FusedParts, tmp_path: Path
+) -> None:
+    spoilt = np.flatnonzero(aligned.half_sets() == 0)[::3]
+    rotations = aligned.rotations().copy()
+    rotations[spoilt] = random_rotations(len(spoilt), 8)
+    wrong = with_rotations(aligned, rotations)
+    references, made = publish_references(
+        wrong, StackReader(), TRAINING, MATCHING, work_folder=tmp_path / "work", checkpoints_folder=tmp_path
+    )
+    manifest = publish(wrong, replace(parts, references=references), tmp_path)[1]
+    assert made.halves[0].num_left_out > 20
+    for half, record in manifest.halves.items():
+        counts = record.num_training, record.num_left_out
+        assert counts == (made.halves[half].num_training, made.halves[half].num_left_out)
+
+
 def test_the_folder_holds_both_checkpoints_as_they_are(published: Path, parts: FusedParts) -> None:
     for inside, source in (("network", parts.networks), ("references", parts.references)):
         names = sorted(path.name for path in source.iterdir())
@@ -170,6 +189,18 @@ def test_rows_tell_what_each_proposer_says_and_how_sure_the_pose_is(
     assert np.sqrt((moved**2).mean()) < 0.3 * PIXEL_SIZE
 
 
+def test_cross_half_asks_the_other_halfs_models(
+    parts: FusedParts, published: Path, poses: PoseBatch, streamed: ParticleTable
+) -> None:
+    reader = StackReader()
+    crossed = FusedProposer(published, INFERENCE, MATCHING, "cross_half").poses(streamed, reader)
+    network = infer_table(Predictor(parts.networks, INFERENCE, "cross_half"), streamed, reader)
+    gallery = ReferenceProposer(parts.references, MATCHING, "cross_half").poses(streamed, reader)
+    np.testing.assert_array_equal(crossed.network_rotation, network.rotation)
+    np.testing.assert_array_equal(crossed.gallery_rotation, gallery.gallery_rotation)
+    assert (crossed.network_rotation != poses.network_rotation).any((1, 2)).mean() > 0.9
+
+
 def test_a_particle_knows_nothing_of_its_neighbours(published: Path, poses: PoseBatch, streamed: ParticleTable) -> None:
     proposer = FusedProposer(published, INFERENCE, MATCHING)
     order = np.random.default_rng(0).permutation(len(streamed))
@@ -206,6 +237,85 @@ def test_too_few_held_out_rows_leave_the_gallerys_answer_and_say_so(
     np.testing.assert_array_equal(found.rotation, alone.rotation)
     assert not found.calibrated.any()
     assert np.isfinite(found.network_rotation).all()
+
+
+OTHERWISE = (
+    replace(MATCHING, gallery=MATCHING.gallery.model_copy(update={"temperature": 2.0})),
+    replace(MATCHING, refinement=MATCHING.refinement.model_copy(update={"radius_deg": 9.0})),
+)
+
+
+@pytest.mark.parametrize("otherwise", OTHERWISE)
+def test_other_settings_than_the_published_ones_leave_the_mass_and_say_so_once(
+    published: Path, streamed: ParticleTable, otherwise: MatchingSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    for open_it in (
+        lambda: FusedProposer(published, INFERENCE, otherwise),
+        lambda: ReferenceProposer(published / "references", otherwise),
+    ):
+        caplog.clear()
+        found = open_it().poses(streamed, StackReader())
+        assert not found.calibrated.any() and np.isnan(found.above_noise).all()
+        np.testing.assert_array_equal(found.confidence, found.top_probability.max(axis=1))
+        assert len([record for record in caplog.records if "other settings" in record.getMessage()]) == 1
+
+
+def test_other_fusion_settings_leave_the_mass_and_what_the_references_tell(
+    published: Path, streamed: ParticleTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    otherwise = replace(MATCHING, fusion=FusionSettings(keep=64))
+    found = FusedProposer(published, INFERENCE, otherwise).poses(streamed, StackReader())
+    assert not found.calibrated.any() and np.isfinite(found.above_noise).all()
+    assert len([record for record in caplog.records if "other settings" in record.getMessage()]) == 1
+
+
+def test_settings_that_change_no_answer_leave_the_confidence(
+    published: Path, streamed: ParticleTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    otherwise = replace(
+        MATCHING,
+        gallery=MATCHING.gallery.model_copy(update={"batch_size": 32, "memory_mib": 32}),
+        fusion=FusionSettings(max_particles=120),
+    )
+    found = FusedProposer(published, INFERENCE, otherwise).poses(streamed, StackReader())
+    assert found.calibrated.all() and np.isfinite(found.above_noise).all()
+    assert not any("other settings" in record.getMessage() for record in caplog.records)
+
+
+@pytest.fixture(scope="module")
+def in_two_frames(
+    aligned: ParticleTable, parts: FusedParts, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, FusedManifest, ReferenceManifest]:
+    """Of the same networks, and references of rows whose half-set 1 is turned by 90 degrees about the axis."""
+    folder = tmp_path_factory.mktemp("turned")
+    quarter = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    is_turned = (aligned.half_sets() == 1)[:, None, None]
+    turned = with_rotations(aligned, np.where(is_turned, quarter @ aligned.rotations(), aligned.rotations()))
+    references, made = publish_references(
+        turned, StackReader(), TRAINING, MATCHING, work_folder=folder / "work", checkpoints_folder=folder
+    )
+    return *publish(turned, replace(parts, references=references), folder), made
+
+
+def test_held_out_rows_in_another_frame_leave_the_gallerys_answer_and_say_so(
+    in_two_frames: tuple[Path, FusedManifest, ReferenceManifest], streamed: ParticleTable
+) -> None:
+    folder, manifest, _ = in_two_frames
+    assert "half-set 1: held-out particles disagree with the reference" in manifest.uncalibrated
+    assert all(record.gallery_weight is None for record in manifest.halves.values())
+    found = FusedProposer(folder, INFERENCE, MATCHING).poses(streamed, StackReader())
+    alone = ReferenceProposer(folder / "references", MATCHING).poses(streamed, StackReader())
+    np.testing.assert_array_equal(found.rotation, alone.rotation)
+
+
+def test_held_out_rows_in_another_frame_fit_no_confidence(
+    in_two_frames: tuple[Path, FusedManifest, ReferenceManifest], streamed: ParticleTable
+) -> None:
+    folder, manifest, references = in_two_frames
+    why = "held-out particles are within 5 degrees of their own poses"
+    assert why in manifest.uncalibrated and why in references.uncalibrated
+    assert not FusedProposer(folder, INFERENCE, MATCHING).poses(streamed, StackReader()).calibrated.any()
+    assert references.calibration == ""
 
 
 def test_open_proposer_takes_both(published: Path) -> None:

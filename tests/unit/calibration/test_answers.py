@@ -79,6 +79,7 @@ def test_a_fit_without_any_weight_has_no_finite_temperature() -> None:
     fit = FusionFit(
         weights={"network": 0.0, "gallery": 0.0}, grid_order=1, floor=0.1, neighbourhood_deg=5, num_particles=9,
         log_likelihood=-3.0, single_log_likelihood={},
+        chance_log_likelihood=-9.0,
     )  # fmt: skip
     assert fit.temperature == np.inf
     assert fit.shares == {"network": 0.5, "gallery": 0.5}

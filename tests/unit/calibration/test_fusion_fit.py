@@ -77,6 +77,24 @@ def test_a_proposer_that_knows_nothing_gets_no_weight() -> None:
     assert fit.weights["gallery"] > 0.5
 
 
+TURNED = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("symmetry", ["C1", "D2"])
+def test_truths_in_another_frame_disagree_with_what_the_gallery_says(symmetry: str) -> None:
+    held_out, truth = proposals(BROAD_NETWORK, SURE_GALLERY, 200, symmetry, 55)
+    assert not fit_fusion(held_out, truth, symmetry, SETTINGS).disagrees("gallery")
+    assert fit_fusion(held_out, TURNED @ truth, symmetry, SETTINGS).disagrees("gallery")
+
+
+def test_a_gallery_that_is_wrong_gives_way_to_a_network_that_is_right() -> None:
+    truth = random_rotations(200, 57)
+    good, wrong = BROAD_NETWORK.propose(truth, "C1", 58), SURE_GALLERY.propose(TURNED @ truth, "C1", 59)
+    fit = fit_fusion({"network": good, "gallery": wrong}, truth, "C1", SETTINGS)
+    assert not fit.disagrees("gallery")
+    assert fit.shares["network"] > 0.9
+
+
 def test_the_form_in_which_a_distribution_comes_does_not_matter() -> None:
     held_out, truth = proposals(BROAD_NETWORK, SURE_GALLERY, 150, "D2", 60)
     folded = {name: to_unit(distribution, "D2", 2) for name, distribution in held_out.items()}

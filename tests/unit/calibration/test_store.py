@@ -17,6 +17,7 @@ from cesped_stream.settings import CalibrationSettings
 FUSION = FusionFit(
     weights={"network": 0.1, "gallery": 1 / 3}, grid_order=3, floor=0.01, neighbourhood_deg=7.3, num_particles=500,
     log_likelihood=-2.5, single_log_likelihood={"network": -4.0, "gallery": -3.0},
+    chance_log_likelihood=-9.0,
 )  # fmt: skip
 
 
