@@ -61,8 +61,9 @@ def reference_from_rows(
     table = table.select(np.flatnonzero(table.has_poses()))
     frame = _Frame.of(table, settings, reader)
     make = partial(_Made.of, frame=frame, symmetry=symmetry, settings=settings, reader=reader, device=device)
-    usable, made, left_out = _without_disagreeing(table, make, settings, reader, device)
-    logger.info("reference made", extra={"num_rows": len(usable) - left_out, "num_left_out": left_out})
+    usable, agreed, made = _without_disagreeing(table, make, settings, reader, device)
+    left_out = len(usable) - len(agreed)
+    logger.info("reference made", extra={"num_rows": len(agreed), "num_left_out": left_out})
     return Reference(
         volume=made.maps.whole,
         pixel_size_angstrom=frame.pixel_size_angstrom,
@@ -72,7 +73,7 @@ def reference_from_rows(
         shared=False,
         members=np.sort(particle_digests(usable)),
         noise=made.noise,
-        shift_prior=_shift_prior(usable, made.maps),
+        shift_prior=_shift_prior(agreed, made.maps),
         num_left_out=left_out,
     )
 
@@ -83,17 +84,18 @@ def _without_disagreeing(
     settings: ReferenceSettings,
     reader: StackReader,
     device: str,
-) -> tuple[ParticleTable, "_Made", int]:
-    """The usable rows, what is made of those that agree, and how many were left out."""
+) -> tuple[ParticleTable, ParticleTable, "_Made"]:
+    """The usable rows, those of them that agree, and what is made of these."""
     made = make(table, np.arange(len(table)) % 2)
-    usable, part_of, left_out = table.select(made.used), made.used % 2, 0
+    usable, part_of = table.select(made.used), made.used % 2
+    agreed = usable
     for _ in range(LEAVING_OUT_ROUNDS if settings.leave_out else 0):
         agree = agreeing(_log_likelihoods(usable, part_of, made, settings, reader, device))
-        if agree.sum() < LEAST_ROWS or np.count_nonzero(~agree) == left_out:
+        if agree.sum() < LEAST_ROWS or agree.sum() == len(agreed):
             break
-        left_out = int(np.count_nonzero(~agree))
-        made = make(usable.select(np.flatnonzero(agree)), part_of[agree])
-    return usable, made, left_out
+        agreed = usable.select(np.flatnonzero(agree))
+        made = make(agreed, part_of[agree])
+    return usable, agreed, made
 
 
 def _shift_prior(table: ParticleTable, maps: "_Maps") -> ShiftPrior:

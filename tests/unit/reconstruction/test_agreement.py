@@ -79,6 +79,18 @@ def test_a_wrong_row_that_is_alone_in_its_optics_group_is_left_out(spoilt: tuple
     assert reference_from_rows(kept, "C1", SETTINGS, StackReader()).num_left_out >= 0.8 * len(alone)
 
 
+def test_shifts_of_rows_that_are_left_out_are_not_searched(spoilt: tuple[ParticleTable, np.ndarray]) -> None:
+    told, wrong = spoilt
+    far = told.shifts_angstrom().copy()
+    far[wrong] = 38.0 / 2**0.5
+    labels = ("rlnOriginXAngst", "rlnOriginYAngst")
+    moved = told.with_columns({label: [f"{v:.4f}" for v in far[:, k]] for k, label in enumerate(labels)})
+    near, wide = (reference_from_rows(part, "C1", SETTINGS, StackReader()) for part in (told, moved))
+    assert near.shift_prior is not None and wide.shift_prior is not None
+    assert wide.num_left_out >= 0.9 * len(wrong)
+    assert abs(wide.shift_prior.range_angstrom - near.shift_prior.range_angstrom) < 5
+
+
 def test_the_share_that_disagrees_is_found_and_faint_particles_are_kept() -> None:
     rng = np.random.default_rng(0)
     norm = 3.0  # sum of a^2 C^2 |S|^2 over the variance: a particle has mean +norm, noise -norm, both variance 2 norm
