@@ -71,7 +71,8 @@ class Poses:
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """Rows [first_row, first_row + num_rows) of a batch, ready to commit. `poses` is None for given poses.
+    """Rows [first_row, first_row + num_rows) of a batch, ready to commit. `poses` is None for given poses: the rows'
+    own, or those of `given`, the same rows with the poses of an aligned star.
 
     `shard_id` and `position` say which committed rows are redone; shard_id 0 is a first pose.
     """
@@ -87,6 +88,7 @@ class Finished:
     compute_seconds: float = 0.0
     shard_id: int = 0
     position: int = 0
+    given: ParticleTable | None = None
 
     def posed(self) -> NDArray[np.bool_]:
         """Return `(n,)`: the row has a pose (its image is not flagged)."""
@@ -151,7 +153,8 @@ def prior_labels(labels: Sequence[str]) -> dict[str, str]:
 def output_tables(table: ParticleTable, finished: Finished) -> tuple[ParticleTable, ParticleTable]:
     """Return (rows with a pose, rows without) of `table`, the finished rows of a batch star, with their columns."""
     if finished.poses is None:
-        return _given_table(table.without([STACK_LABEL])), table.select([])
+        given = table if finished.given is None else finished.given
+        return _given_table(given.without([STACK_LABEL])), table.select([])
     posed = finished.posed()
     plain = table.without([STACK_LABEL])
     cells = [pose_cells(finished, row, 0) for row in range(len(table))]

@@ -138,12 +138,6 @@ class StatusReport:
 
     def _notes(self, work: Work) -> list[str]:
         notes = source_notes(work, self._settings)
-        late = sum(work.gate.references_per_half())
-        if late and not work.gate.takes_references:
-            notes.append(
-                f"{late} aligned rows are in no reference: their particles landed before without poses, and get "
-                "them by it; land aligned stars first, or take proposer network"
-            )
         drift = work.calibration.drift()
         if drift is not None and drift.state is DriftState.STALE:
             notes.append(

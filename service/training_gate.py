@@ -13,7 +13,7 @@ from cesped_stream.particles.table import ParticleTable
 from cesped_stream.published import check_files, read_listing
 
 from .finished import BatchTables, joined
-from .ledger import ALIGNED_KINDS, GIVEN, REFERENCE, Ledger
+from .ledger import ALIGNED_KINDS, REFERENCE, Ledger
 from .messages import ALIGNED, MAP, POSES, TrainingOrder
 from .reference_orders import CONFIDENT, Frozen, MapOrders, RebuildOrders
 from .session import SessionFolder
@@ -60,19 +60,6 @@ class TrainingGate:
         self.marker_seen = any(star.aligned and Path(star.path + ".done").exists() for star in ledger.stars())
 
     @property
-    def takes_references(self) -> bool:
-        """Return whether late aligned rows, whose particles landed before without poses, are trained on.
-
-        A map must not hold a particle that it gives a pose, so with references (or with a network beside them) only
-        where a given map poses those.
-        """
-        return self._settings.proposer == "network" or self.map_orders.is_done()
-
-    @property
-    def _kinds(self) -> tuple[str, str]:
-        return ALIGNED_KINDS if self.takes_references else (GIVEN, GIVEN)
-
-    @property
     def requested(self) -> bool:
         """Training was asked for: no waiting for the quiet period, and a second one is allowed."""
         return bool(self._ledger.fact("training requested"))
@@ -83,8 +70,8 @@ class TrainingGate:
             self._ledger.remember("training requested", "yes")
 
     def aligned_per_half(self) -> tuple[int, int]:
-        """Return how many rows there are to train on, late ones included where they may be."""
-        return self._rows_per_half(self._kinds)
+        """Return how many rows there are to train on or to make references of, late ones included."""
+        return self._rows_per_half(ALIGNED_KINDS)
 
     def references_per_half(self) -> tuple[int, int]:
         """Return how many of them are references: aligned rows of particles that landed before without poses."""
@@ -130,7 +117,9 @@ class TrainingGate:
         return quiet or self.marker_seen or self.requested
 
     def _aligned_batches(self) -> list[int]:
-        rows = self._ledger.execute("SELECT batch_id FROM batches WHERE kind IN (?, ?) ORDER BY batch_id", self._kinds)
+        rows = self._ledger.execute(
+            "SELECT batch_id FROM batches WHERE kind IN (?, ?) ORDER BY batch_id", ALIGNED_KINDS
+        )
         return [int(row[0]) for row in rows.fetchall()]
 
     def _freeze(self, frozen: Frozen) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from cesped_stream.durable import Step, write_whole
 from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, PermanentError
 
+from .aligned_poses import AlignedPoses
 from .calibration_watch import CalibrationWatch
 from .committing import Committer
 from .finished import BatchTables, Finished
@@ -75,6 +76,7 @@ class Work:
         )
         self.leases = Leases(self.ledger, settings.service)
         self.scorers = Scorers(self.ledger, self.tables, settings.half_mode)
+        self.aligned_poses = AlignedPoses(self.ledger, folder)
         self.pending = PendingRows()
         self._queue: list[tuple[Finished, Span]] = []
         self._next_commit = float("-inf")
@@ -136,7 +138,11 @@ class Work:
                 self.pending.add(span.part(part.num_rows, span.num_rows - part.num_rows))
             if checkpoint is not None:
                 return self.leases.grant(part, checkpoint.checkpoint_id, member, now), checkpoint
-            self._quarantine(part, NO_SCORER)
+            given = self.aligned_poses.of(self.tables.rows(part.batch_id, part.first_row, part.num_rows))
+            if given is None:
+                self._quarantine(part, NO_SCORER)
+            else:
+                self.queue(Finished(part.batch_id, part.first_row, part.num_rows, given=given), part)
         return None
 
     def expire(self, members: Members, now: float) -> None:

@@ -10,4 +10,5 @@ def test_flags_keep_their_numbers_and_texts() -> None:
         2: "inf",
         3: "constant",
         4: "unreadable",
+        5: "in_reference",
     }

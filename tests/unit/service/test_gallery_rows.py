@@ -1,4 +1,4 @@
-"""Rows that a reference answers: shifts travel and are written, late aligned rows are in no reference."""
+"""Rows that a reference answers: shifts travel and are written, particles that come back aligned keep that pose."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.session_bench import (
     Bench,
-    FakeTrainer,
+    FakeReferenceTrainer,
     FakeWorker,
     fake_checkpoint,
     result_of,
@@ -84,26 +84,48 @@ def test_a_shift_that_is_no_number_among_shifts_is_refused(tmp_path: Path, value
     core.close()
 
 
-def test_late_aligned_rows_are_in_no_reference_and_the_status_says_so(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, proposer="gallery")
-    bench.land("s", 8)
+@pytest.mark.parametrize("proposer", ["gallery", "both"])
+def test_particles_that_come_back_aligned_make_the_reference_and_keep_their_aligned_pose(
+    tmp_path: Path, proposer: str
+) -> None:
+    bench = Bench(tmp_path, proposer=proposer)
+    bench.land("s", 20)
     core = bench.open()
     for _ in range(8):
         turn(core, bench.clock, [])
-    (bench.landing / "refined.star").write_text(star_text("s", range(1, 9), aligned=True))
-    for _ in range(12):
-        turn(core, bench.clock, [])
+    refined = star_text("s", range(1, 11), aligned=True, extra=ORIGINS)
+    (bench.landing / "refined.star").write_text(refined)
+    trainer = FakeReferenceTrainer(bench.session / "checkpoints")
+    run_until(core, bench.clock, [trainer, FakeWorker()], 20)
     status = core.status()
-    assert (status.proposer, status.aligned_per_half, status.references_per_half) == ("gallery", (0, 0), (4, 4))
-    assert status.training is None
-    assert any("8 aligned rows are in no reference" in note for note in status.notes)
-    bench.land("aligned", 8, aligned=True)
-    trainer = FakeTrainer(bench.session / "checkpoints", REFERENCES)
-    run_until(core, bench.clock, [trainer, FakeWorker()], 16)
-    assert (core.status().given, core.status().predicted) == (8, 8)
+    assert (status.landed, status.given, status.predicted, status.unposed, status.quarantined) == (20, 10, 10, 0, 0)
+    assert status.aligned_per_half == status.references_per_half == (5, 5)
     core.close()
-    frozen = read_star(bench.session / "batches" / "training_000001.star")
-    assert all("aligned" in name for name in frozen.column("rlnImageName")) and len(frozen) == 8
+    rows = exported(bench)
+    index = np.array([int(name.split("@")[0]) for name in rows.column("rlnImageName")])
+    given = np.array(rows.column("cestreamStatus")) == "given"
+    assert sorted(index) == list(range(1, 21)) and sorted(index[given]) == list(range(1, 11))
+    aligned = read_star(bench.landing / "refined.star")
+    own = aligned.select(index[given] - 1)
+    np.testing.assert_allclose(rows.select(np.flatnonzero(given)).rotations(), own.rotations(), atol=1e-6)
+    np.testing.assert_allclose(rows.select(np.flatnonzero(given)).shifts_angstrom(), own.shifts_angstrom(), atol=1e-6)
+
+
+def test_a_session_begun_again_gives_the_same_aligned_poses(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, proposer="gallery")
+    bench.land("s", 20)
+    core = bench.open()
+    for _ in range(8):
+        turn(core, bench.clock, [])
+    (bench.landing / "refined.star").write_text(star_text("s", range(1, 11), aligned=True))
+    trainer = FakeReferenceTrainer(bench.session / "checkpoints")
+    for _ in range(8):
+        turn(core, bench.clock, [trainer])
+    core.close()
+    core = bench.open()
+    run_until(core, bench.clock, [FakeWorker()], 20)
+    assert (core.status().given, core.status().predicted) == (10, 10)
+    core.close()
 
 
 def test_a_role_with_other_gallery_settings_would_make_other_poses(tmp_path: Path) -> None:
