@@ -5,6 +5,7 @@ of half-set 1, and `manifest.json`, whose `kind` says what it holds.
 """
 
 import hashlib
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ from cesped_stream.published import (
     read_published,
 )
 from cesped_stream.reconstruction.reference import reference_from_map, reference_from_rows
+from cesped_stream.reference_doubts import map_doubts, rows_doubts
 from cesped_stream.settings import (
     CalibrationSettings,
     Device,
@@ -60,6 +62,8 @@ CheckpointKind = Literal["network", "reference", "fused"]
 KINDS: Final[tuple[CheckpointKind, ...]] = ("network", "reference", "fused")
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class ReferenceManifest(PublishedManifest):
 
     manifest_kind: ClassVar[str] = "reference"
     id_prefix: ClassVar[str] = "ref"
+    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"doubts"})
 
     format: Literal[1] = 1
     kind: Literal["reference"] = "reference"
@@ -108,6 +113,8 @@ class ReferenceManifest(PublishedManifest):
     """File of what turns its answers into a confidence; empty where there is none."""
     uncalibrated: str = ""
     """Why there is none."""
+    doubts: tuple[str, ...] = ()
+    """What speaks against these references (`reference_doubts`), a sentence each; empty where nothing is known to."""
     package_version: str = Field(default_factory=package_version)
 
 
@@ -149,6 +156,7 @@ def publish_references(
         independence=training.alignment,
         trained_on=trained_on,
         uncalibrated=why,
+        doubts=sum((rows_doubts(references[half]) for half in HALVES), ()),
     )
     return _publish(references, manifest, work_folder, checkpoints_folder, calibration)
 
@@ -187,12 +195,14 @@ def publish_map(
     """
     _check_extents(volume.shape[0] * pixel_size_angstrom, table)
     references, records = {}, {}
+    doubts: tuple[str, ...] = ()
     for half in HALVES:
         given = reference_from_map(volume, pixel_size_angstrom, training.symmetry, half, matching.referencing)
         on_stage(half, "noise")
         matcher, rows = half_matcher(given, matching, half), rows_of_half(table, half)
         noise = matcher.learn_noise(rows, reader)
         references[half] = replace(given, noise=noise, of_noise=matcher.measure_noise(rows, reader))
+        doubts += map_doubts(matcher, rows, reader, half)
         records[half] = ReferenceRecord(num_training=0, num_validation=0, resolution_angstrom=given.resolution_angstrom)
     manifest = ReferenceManifest(
         symmetry=training.symmetry,
@@ -201,6 +211,7 @@ def publish_map(
         origin="a given map",
         independence="shared_reference",
         trained_on=trained_on,
+        doubts=doubts,
     )
     return _publish(references, manifest, work_folder, checkpoints_folder)
 
@@ -321,6 +332,8 @@ def _publish(
     checkpoints_folder: Path,
     calibration: Calibration | None = None,
 ) -> tuple[Path, ReferenceManifest]:
+    for doubt in manifest.doubts:
+        logger.warning("reference in doubt: %s", doubt)
     work_folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work_folder, prefix="references.") as scratch:
         ids = {half: save_reference(Path(scratch), reference) for half, reference in references.items()}

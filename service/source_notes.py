@@ -20,6 +20,8 @@ def source_notes(work: Work, settings: SessionSettings) -> list[str]:
             f"{work.checkpoint.checkpoint_id}: both half-sets' poses come from one map (shared_reference), so their "
             "half maps are not independent"
         )
+    if work.checkpoint is not None:
+        notes += [f"{work.checkpoint.checkpoint_id} is in doubt: {doubt}" for doubt in work.checkpoint.doubts]
     if settings.referencing.rebuild_rows:
         rows = work.gate.rebuild_orders.confident_per_half()
         notes.append(

@@ -28,6 +28,8 @@ class VerifiedCheckpoint:
     folder: Path
     independence: str = "unknown"
     """Of its half-sets, as its manifest says: independent, shared_reference or unknown."""
+    doubts: tuple[str, ...] = ()
+    """What speaks against its references, as its manifest says."""
 
 
 def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
@@ -40,7 +42,7 @@ def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
         check_files(folder, listing.names_and_hashes())
     except UnreachableFileError as error:
         raise InvalidCheckpointError(f"{error}; the checkpoint is incomplete") from None
-    return VerifiedCheckpoint(listing.checkpoint_id, folder, listing.independence)
+    return VerifiedCheckpoint(listing.checkpoint_id, folder, listing.independence, listing.doubts)
 
 
 class TrainingGate:
