@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -255,6 +255,18 @@ class ReferenceMatcher:
         score = self._score(self._refined(own[1], noise, groups, modes), own[1], noise, groups)
         self.of_noise = NoiseScores(float(score.mean()), max(float(score.std()), LEAST_STD))
         return self.of_noise
+
+    def over_inverted(self, table: ParticleTable, reader: StackReader) -> Float64:
+        """Return how much likelier each usable image is by its best view than the same image of inverted contrast is by
+        its own best one `(n,)`, as a logarithm: 0 on average where the reference is nothing of the images.
+        """
+        noise, found = self._known_noise(), self._read(table, reader)
+        if not len(found.index):
+            return np.zeros(0)
+        images, groups = found.images[0], noise.rows_of(table)[found.index]
+        both = (images, replace(images, matched=-images.matched))
+        own, inverted = (self.gallery.propose(part, noise, groups).log_likelihood for part in both)
+        return own - inverted
 
     def learn_noise(self, table: ParticleTable, reader: StackReader) -> NoiseModel:
         """Fit the noise model to particles without known poses, at most `LEARNING_ROWS` of them; return it.

@@ -86,6 +86,8 @@ class Listing(BaseModel):
     checkpoint_id: str = Field(min_length=1)
     independence: str = "unknown"
     """Of its half-sets: independent, shared_reference or unknown."""
+    doubts: tuple[str, ...] = ()
+    """What speaks against it, a sentence each."""
     halves: dict[int, _Record]
     files: dict[str, str] = Field(default_factory=dict)
 

@@ -6,6 +6,7 @@ of half-set 1, and `manifest.json`, whose `kind` says what it holds.
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ from cesped_stream.published import (
     read_published,
 )
 from cesped_stream.reconstruction.reference import reference_from_map, reference_from_rows
+from cesped_stream.reference_doubts import map_doubts, rows_doubts
 from cesped_stream.settings import (
     CalibrationSettings,
     Device,
@@ -66,6 +68,8 @@ CheckpointKind = Literal["network", "reference", "fused"]
 KINDS: Final[tuple[CheckpointKind, ...]] = ("network", "reference", "fused")
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class ReferenceManifest(PublishedManifest):
 
     manifest_kind: ClassVar[str] = REFERENCE_KIND
     id_prefix: ClassVar[str] = "ref"
-    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"answers_sha256"})
+    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"answers_sha256", "doubts"})
 
     format: Literal[1] = 1
     kind: Literal["reference"] = "reference"
@@ -131,6 +135,8 @@ class ReferenceManifest(PublishedManifest):
     """Why there is none."""
     answers_sha256: str = ""
     """`MatchingSettings.answers_sha256` that confidence was fitted, and noise measured, with."""
+    doubts: tuple[str, ...] = ()
+    """What speaks against these references (`reference_doubts`), a sentence each; empty where nothing is known to."""
     package_version: str = Field(default_factory=package_version)
 
 
@@ -173,6 +179,7 @@ def publish_references(
         trained_on=trained_on,
         uncalibrated=why,
         answers_sha256=matching.answers_sha256(),
+        doubts=sum((rows_doubts(references[half]) for half in HALVES), ()),
     )
     return _publish(references, manifest, work_folder, checkpoints_folder, calibration)
 
@@ -211,12 +218,14 @@ def publish_map(
     """
     _check_extents(volume.shape[0] * pixel_size_angstrom, table)
     references, records = {}, {}
+    doubts: tuple[str, ...] = ()
     for half in HALVES:
         given = reference_from_map(volume, pixel_size_angstrom, training.symmetry, half, matching.referencing)
         on_stage(half, "noise")
         matcher, rows = half_matcher(given, matching, half), rows_of_half(table, half)
         noise = matcher.learn_noise(rows, reader)
         references[half] = replace(given, noise=noise, of_noise=matcher.measure_noise(rows, reader))
+        doubts += map_doubts(matcher, rows, reader, half)
         records[half] = ReferenceRecord(num_training=0, num_validation=0, resolution_angstrom=given.resolution_angstrom)
     manifest = ReferenceManifest(
         symmetry=training.symmetry,
@@ -226,6 +235,7 @@ def publish_map(
         independence="shared_reference",
         trained_on=trained_on,
         answers_sha256=matching.answers_sha256(),
+        doubts=doubts,
     )
     return _publish(references, manifest, work_folder, checkpoints_folder)
 
@@ -346,6 +356,8 @@ def _publish(
     checkpoints_folder: Path,
     calibration: Calibration | None = None,
 ) -> tuple[Path, ReferenceManifest]:
+    for doubt in manifest.doubts:
+        logger.warning("reference in doubt: %s", doubt)
     work_folder.mkdir(parents=True, exist_ok=True)
     for left in work_folder.glob(f"{_SCRATCH}*"):  # by a publication that was killed: who holds the folder is alone
         shutil.rmtree(left, ignore_errors=True)

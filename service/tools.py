@@ -69,7 +69,8 @@ def _words_of(folder: Path) -> str:
         references = read_reference_manifest(folder)
         finest = min(record.resolution_angstrom for record in references.halves.values())
         sure = _confidence_words(references.uncalibrated)
-        return f"references of {references.origin}, to {finest:.1f} angstrom; {sure}"
+        doubts = "".join(f"\nin doubt: {doubt}" for doubt in references.doubts)
+        return f"references of {references.origin}, to {finest:.1f} angstrom; {sure}{doubts}"
     return f"network and references together; {_confidence_words(read_fused_manifest(folder).uncalibrated)}"
 
 

@@ -29,6 +29,8 @@ class VerifiedCheckpoint:
     independence: str = "unknown"
     """Of its half-sets, as its manifest says: independent, shared_reference or unknown."""
     kind: str = NETWORK_KIND
+    doubts: tuple[str, ...] = ()
+    """What speaks against its references, as its manifest says."""
 
 
 def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
@@ -41,7 +43,7 @@ def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
         check_files(folder, listing.names_and_hashes())
     except UnreachableFileError as error:
         raise InvalidCheckpointError(f"{error}; the checkpoint is incomplete") from None
-    return VerifiedCheckpoint(listing.checkpoint_id, folder, listing.independence, listing.kind)
+    return VerifiedCheckpoint(listing.checkpoint_id, folder, listing.independence, listing.kind, listing.doubts)
 
 
 class TrainingGate:

@@ -143,10 +143,15 @@ class ProjectionGallery:
         return self.settings.shift_range_angstrom or automatic
 
     def _priors(self) -> tuple[Tensor, Tensor]:
-        """Log prior of the coarse shifts `(s,)` and of those about each `(s, near)`, each set's masses adding to 1."""
+        """Log prior of the coarse shifts `(s,)` and of those about each `(s, near)`, each set's masses adding to 1.
+
+        A correlation has none: its products are in the map's own unit.
+        """
         near = self.coarse_shifts_angstrom[:, None] + self._near_shifts
         learned = self.reference.shift_prior
-        if learned is None or not self.settings.shift_prior or self.settings.score == "correlation":
+        if self.settings.score == "correlation":
+            return torch.zeros(len(near), device=self.device), torch.zeros(near.shape[:2], device=self.device)
+        if learned is None or not self.settings.shift_prior:
             density = (np.zeros(len(near)), np.zeros(near.shape[:2]))
         else:
             density = (learned.log_density_at(self.coarse_shifts_angstrom), learned.log_density_at(near))

@@ -13,7 +13,7 @@ from cesped_stream.errors import InvalidStarError
 from cesped_stream.imaging.band import Band, BandImages, centred_slices
 from cesped_stream.imaging.band_rows import read_band_images, usable_images
 from cesped_stream.imaging.maps import crop_map
-from cesped_stream.imaging.noise_model import NoiseModel, fit_noise, optics_key
+from cesped_stream.imaging.noise_model import LEAST_FITTED_ROWS, NoiseModel, fit_noise, optics_key
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
@@ -50,8 +50,9 @@ def reference_from_rows(
     noise model is fitted to each part with the map of the other. Rows that the other part's map explains no better than
     noise does (junk, wrong poses: `agreement`) are left out, and all is made again; they stay members. Images of other
     boxes or pixel sizes than the most frequent are resampled to it. Memory: `ROWS_AT_ONCE` images, two padded maps and
-    up to `settings.noise_rows` images' coefficients. InvalidStarError for rows of two half-sets, or fewer than
-    `LEAST_ROWS` with a pose and a usable image; else what reading raises.
+    up to `settings.noise_rows` images' coefficients, more where optics groups need them (`LEAST_FITTED_ROWS` each).
+    InvalidStarError for rows of two half-sets, or fewer than `LEAST_ROWS` with a pose and a usable image; else what
+    reading raises.
     """
     halves = np.unique(table.half_sets())
     if len(halves) > 1:
@@ -61,8 +62,9 @@ def reference_from_rows(
     table = table.select(np.flatnonzero(table.has_poses()))
     frame = _Frame.of(table, settings, reader)
     make = partial(_Made.of, frame=frame, symmetry=symmetry, settings=settings, reader=reader, device=device)
-    usable, made, left_out = _without_disagreeing(table, make, settings, reader, device)
-    logger.info("reference made", extra={"num_rows": len(usable) - left_out, "num_left_out": left_out})
+    usable, agreed, made = _without_disagreeing(table, make, settings, reader, device)
+    left_out = len(usable) - len(agreed)
+    logger.info("reference made", extra={"num_rows": len(agreed), "num_left_out": left_out})
     return Reference(
         volume=made.maps.whole,
         pixel_size_angstrom=frame.pixel_size_angstrom,
@@ -72,7 +74,7 @@ def reference_from_rows(
         shared=False,
         members=np.sort(particle_digests(usable)),
         noise=made.noise,
-        shift_prior=_shift_prior(usable, made.maps),
+        shift_prior=_shift_prior(agreed, made.maps),
         num_left_out=left_out,
     )
 
@@ -83,17 +85,18 @@ def _without_disagreeing(
     settings: ReferenceSettings,
     reader: StackReader,
     device: str,
-) -> tuple[ParticleTable, "_Made", int]:
-    """The usable rows, what is made of those that agree, and how many were left out."""
+) -> tuple[ParticleTable, ParticleTable, "_Made"]:
+    """The usable rows, those of them that agree, and what is made of these."""
     made = make(table, np.arange(len(table)) % 2)
-    usable, part_of, left_out = table.select(made.used), made.used % 2, 0
+    usable, part_of = table.select(made.used), made.used % 2
+    agreed = usable
     for _ in range(LEAVING_OUT_ROUNDS if settings.leave_out else 0):
         agree = agreeing(_log_likelihoods(usable, part_of, made, settings, reader, device))
-        if agree.sum() < LEAST_ROWS or np.count_nonzero(~agree) == left_out:
+        if agree.sum() < LEAST_ROWS or agree.sum() == len(agreed):
             break
-        left_out = int(np.count_nonzero(~agree))
-        made = make(usable.select(np.flatnonzero(agree)), part_of[agree])
-    return usable, made, left_out
+        agreed = usable.select(np.flatnonzero(agree))
+        made = make(agreed, part_of[agree])
+    return usable, agreed, made
 
 
 def _shift_prior(table: ParticleTable, maps: "_Maps") -> ShiftPrior:
@@ -279,10 +282,10 @@ def _noise(
 
 
 def _spread_over_groups(table: ParticleTable, part_of: Int64, step: int) -> Int64:
-    """Every `step`-th row of each optics group and part, ascending."""
+    """Every `step`-th row of each optics group and part, ascending; more where that is too few to fit a group on."""
     rows = [
-        np.flatnonzero((table.optics_index == group) & (part_of == part))[::step]
+        np.flatnonzero((table.optics_index == group) & (part_of == part))
         for group in range(len(table.optics))
         for part in range(2)
     ]
-    return np.sort(np.concatenate(rows))
+    return np.sort(np.concatenate([own[:: max(1, min(step, 2 * len(own) // LEAST_FITTED_ROWS))] for own in rows]))

@@ -171,6 +171,16 @@ def test_correlation_does_not_see_an_images_scale() -> None:
     assert (three.log_likelihood > 2 * one.log_likelihood).all()
 
 
+@pytest.mark.parametrize("density", [0.01, 100.0])
+def test_correlation_does_not_see_the_maps_scale(density: float) -> None:
+    settings, own = SETTINGS.model_copy(update={"score": "correlation"}), reference("D2")
+    scaled = replace(own, volume=own.volume * np.float32(density))
+    one, other = (proposed(ProjectionGallery(which, settings), count=20) for which in (own, scaled))
+    np.testing.assert_array_equal(one.distribution.indices[:, 0], other.distribution.indices[:, 0])
+    np.testing.assert_array_equal(one.mode_shifts_angstrom[:, 0], other.mode_shifts_angstrom[:, 0])
+    np.testing.assert_allclose(one.log_likelihood, other.log_likelihood, rtol=1e-4)
+
+
 def test_whitening_by_the_noises_spectrum_beats_a_flat_one() -> None:
     template = reference("C1", snr=0.25)
     gallery = ProjectionGallery(template, SETTINGS)

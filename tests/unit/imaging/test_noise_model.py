@@ -10,7 +10,14 @@ from support.matching import molecule
 
 from cesped_stream.errors import PermanentError
 from cesped_stream.imaging.band import Band, BandImages, band_slices
-from cesped_stream.imaging.noise_model import NoiseModel, fit_noise, optics_key, own_levels, whitened_weights
+from cesped_stream.imaging.noise_model import (
+    LEAST_FITTED_ROWS,
+    NoiseModel,
+    fit_noise,
+    optics_key,
+    own_levels,
+    whitened_weights,
+)
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
@@ -114,6 +121,18 @@ def test_only_rows_of_unseen_groups_have_levels_of_their_own(slices: torch.Tenso
     assert (square[1::2] < 0.6 * known[1][1::2]).float().mean() > 0.9
     without = replace(model, signal_power=None)
     np.testing.assert_array_equal(whitened_weights(images, without, rows)[1], known[1])
+
+
+def test_a_group_of_few_images_is_weighed_by_each_images_own_levels(slices: torch.Tensor) -> None:
+    images = observed(slices, torch.ones(COUNT, len(BAND)), torch.ones(COUNT, 1))
+    groups = np.zeros(COUNT, np.int64)
+    groups[:LEAST_FITTED_ROWS], groups[-1] = 1, 2
+    model = fit_noise(images, slices, groups, ["many", "enough", "one"])
+    assert model.keys == ("many", "enough") and model.variance.shape[0] == len(model.scale) == 3
+    assert model.scale == pytest.approx(1.0, abs=0.1)
+    few = fit_noise(images.select(slice(0, 30)), slices[:30], np.arange(30) % 3, ["a", "b", "c"])
+    assert few.keys == () and few.scale == pytest.approx([1.0], abs=0.1)
+    assert few.variance_in(BAND)[0].mean() == pytest.approx(1.0, abs=0.1)
 
 
 def mean_power(slices: torch.Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ from cesped_stream.conventions import ANGLE_LABELS, rotation_to_euler_deg
 from cesped_stream.imaging.entry import write_entry
 from cesped_stream.imaging.reference import particle_digests
 from cesped_stream.particles.stacks import StackReader
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.table import OpticsGroup, ParticleTable
 from cesped_stream.reconstruction.agreement import agreeing
 from cesped_stream.reconstruction.reference import reference_from_rows
 from cesped_stream.settings import ReferenceSettings, SimulationSettings
@@ -63,6 +63,32 @@ def test_of_rows_that_all_agree_none_is_left_out(table: ParticleTable) -> None:
     cleaned, kept = (reference_from_rows(table, "C1", chosen, StackReader()) for chosen in (SETTINGS, KEEPING))
     assert cleaned.num_left_out == 0
     np.testing.assert_array_equal(cleaned.volume, kept.volume)
+
+
+def test_a_wrong_row_that_is_alone_in_its_optics_group_is_left_out(spoilt: tuple[ParticleTable, np.ndarray]) -> None:
+    told, wrong = spoilt
+    alone = wrong[:25]
+    index = told.optics_index.copy()
+    index[alone] = len(told.optics) + np.arange(len(alone))
+    own = tuple(OpticsGroup((*told.optics[0].values, ("rlnOpticsGroupName", f"own {k}"))) for k in range(len(alone)))
+    table = ParticleTable(told.labels, told.rows, (*told.optics, *own), index)
+    made = reference_from_rows(table, "C1", SETTINGS, StackReader())
+    assert made.noise is not None and len(made.noise.keys) == len(told.optics)
+    assert made.num_left_out >= 0.8 * len(wrong)
+    kept = table.select(np.setdiff1d(np.arange(len(table)), np.setdiff1d(wrong, alone)))
+    assert reference_from_rows(kept, "C1", SETTINGS, StackReader()).num_left_out >= 0.8 * len(alone)
+
+
+def test_shifts_of_rows_that_are_left_out_are_not_searched(spoilt: tuple[ParticleTable, np.ndarray]) -> None:
+    told, wrong = spoilt
+    far = told.shifts_angstrom().copy()
+    far[wrong] = 38.0 / 2**0.5
+    labels = ("rlnOriginXAngst", "rlnOriginYAngst")
+    moved = told.with_columns({label: [f"{v:.4f}" for v in far[:, k]] for k, label in enumerate(labels)})
+    near, wide = (reference_from_rows(part, "C1", SETTINGS, StackReader()) for part in (told, moved))
+    assert near.shift_prior is not None and wide.shift_prior is not None
+    assert wide.num_left_out >= 0.9 * len(wrong)
+    assert abs(wide.shift_prior.range_angstrom - near.shift_prior.range_angstrom) < 5
 
 
 def test_the_share_that_disagrees_is_found_and_faint_particles_are_kept() -> None:

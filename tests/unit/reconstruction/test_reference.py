@@ -69,6 +69,12 @@ def test_its_noise_is_that_of_the_images_and_its_scale_one(own: Reference) -> No
     assert np.abs(own.noise.variance - 1).max() < 0.5
 
 
+def test_a_group_of_many_rows_has_its_noise_however_few_rows_the_noise_is_fitted_on(table: ParticleTable) -> None:
+    few = SETTINGS.model_copy(update={"noise_rows": 20})
+    made = reference_from_rows(half(table), "D2", few, StackReader())
+    assert made.noise is not None and len(made.noise.keys) == 2
+
+
 def test_rows_of_another_pixel_size_take_part(table: ParticleTable, tmp_path: Path) -> None:
     finer = SimulationSettings(num_particles=500, snr=0.3, symmetry="D2", seed=4, particles_per_micrograph=20)
     write_entry(tmp_path, molecule("D2", 40, PIXEL_SIZE * BOX / 40), PIXEL_SIZE * BOX / 40, finer)
