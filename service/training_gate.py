@@ -197,11 +197,21 @@ class TrainingGate:
             self._ledger.remember("checkpoint", str(checkpoint.folder))
 
     def give_up(self, training_id: int, problem: str) -> None:
-        """Note that a training failed for good; `train` orders another one."""
+        """Note that a training failed for good; `retrain` orders another one."""
         with self._ledger.transaction("training failed"):
             self._ledger.execute(
                 "UPDATE trainings SET state = ?, problem = ? WHERE training_id = ?", (FAILED, problem, training_id)
             )
+
+    def given_up(self) -> str:
+        """Return why the last order failed for good and what to do then, "" where it did not."""
+        row = self._ledger.execute(
+            "SELECT state, problem, source FROM trainings ORDER BY training_id DESC LIMIT 1"
+        ).fetchone()
+        if row is None or row[0] != FAILED:
+            return ""
+        again = "start with another reference" if row[2] == MAP else f"`cesped-stream retrain {self._folder.root}`"
+        return f"{row[1]}; given up: see to that cause, then {again}"
 
 
 def in_identity_order(table: ParticleTable) -> ParticleTable:

@@ -322,6 +322,7 @@ class Work:
         self.problems["training"] = why
         if not message.retry_can_help and self._training_failures >= self._settings.service.max_attempts:
             self.gate.give_up(order.training_id, why)
+            self.problems.pop("training")
         self.training_not_before = now + backoff_seconds(self._training_failures)
 
     def training_done(self, message: TrainingDone) -> str:
