@@ -128,7 +128,13 @@ class StatusReport:
         )
 
     def _problems(self, work: Work, paused: str) -> list[str]:
-        problems = [paused, self._watcher.problem, *work.problems.values(), work.gate.given_up(), *work.ingest.problems()[:20]]
+        problems = [
+            paused,
+            self._watcher.problem,
+            *work.problems.values(),
+            work.gate.given_up(),
+            *work.ingest.problems()[:20],
+        ]
         stars = work.ledger.execute("SELECT problem FROM stars WHERE problem != '' LIMIT 20").fetchall()
         problems += [str(row[0]) for row in stars]
         reasons = work.ledger.execute("SELECT batch_id, reason FROM quarantined LIMIT 20").fetchall()
