@@ -1,7 +1,7 @@
 """Settings of the library's stages, typed, bounded and described; the description is the documentation. No torch."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,18 @@ class Settings(BaseModel):
     """Base of every settings group: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def _ordered(settings: S, *pairs: tuple[str, str]) -> S:
+    """Return the settings; ValueError where the first field of a pair is above its second."""
+    for least, largest in pairs:
+        low, high = getattr(settings, least), getattr(settings, largest)
+        if low > high:
+            raise ValueError(f"{least} {low:g} is above {largest} {high:g}")
+    return settings
 
 
 class PreprocessSettings(Settings):
@@ -112,13 +124,11 @@ class AugmentSettings(Settings):
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> Self:
-        for least, largest in (
+        return _ordered(
+            self,
             ("blur_least_sigma_pixels", "blur_largest_sigma_pixels"),
             ("erase_least_fraction", "erase_fraction"),
-        ):
-            if getattr(self, least) > getattr(self, largest):
-                raise ValueError(f"{least} {getattr(self, least):g} is above {largest} {getattr(self, largest):g}")
-        return self
+        )
 
 
 AUGMENT_PRESETS: dict[str, AugmentSettings] = {
@@ -324,6 +334,10 @@ class FusionSettings(Settings):
     )
     max_particles: int = Field(500, ge=20, description="Held-out particles of a half that the weights are fitted on.")
 
+    @model_validator(mode="after")
+    def _fewest_are_at_most_the_most(self) -> Self:
+        return _ordered(self, ("min_particles", "max_particles"))
+
 
 class CalibrationSettings(Settings):
     """How confidence is fitted and watched: P(the pose is within `within_deg` of the consensus)."""
@@ -351,6 +365,10 @@ class CalibrationSettings(Settings):
         description="Population stability index of the scores, beyond chance, at which the calibration is stale.",
     )
     min_drift_particles: int = Field(200, ge=50, description="Scores below which no drift is claimed.")
+
+    @model_validator(mode="after")
+    def _fewest_are_at_most_the_most(self) -> Self:
+        return _ordered(self, ("min_particles", "max_particles"), ("min_particles", "max_fused_particles"))
 
 
 class OpticsSettings(Settings):
@@ -624,6 +642,10 @@ class GallerySettings(Settings):
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="Of the coarse search's products; tf32 only means something on a GPU."
     )
+
+    @model_validator(mode="after")
+    def _coarse_is_no_finer(self) -> Self:
+        return _ordered(self, ("coarse_order", "grid_order"))
 
 
 class RefinementSettings(Settings):

@@ -27,13 +27,16 @@ def pose_errors(
     return errors_of_ways(comparison, rows) | _limit(comparison, session, in_use)
 
 
-def sureness_of(poses: Path, truth: ParticleTable, session: SessionSettings) -> dict[str, Any]:
-    """Return `Sureness.to_json` of the streamed rows of a star; nothing where they say nothing of it."""
+def sureness_of(poses: Path, truth: ParticleTable, session: SessionSettings, within_deg: float) -> dict[str, Any]:
+    """Return `Sureness.to_json` of the streamed rows of a star; nothing where they say nothing of it.
+
+    `within_deg`: what a calibrated confidence is the probability of.
+    """
     found = how_sure(
         read_predictions([poses]),
         truth.select(streamed(truth)),
         session.training.symmetry,
-        within_deg=session.calibration.within_deg,
+        within_deg=within_deg,
     )
     return {} if found is None else found.to_json()
 

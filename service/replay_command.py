@@ -38,25 +38,20 @@ from cesped_stream.benchmark.stream_report import (
 from cesped_stream.benchmark.stream_times import Latency, StreamTimes, first_pose_seconds, stream_times
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.export.star import export_star
-from cesped_stream.fused_pair import FusedManifest, read_fused_manifest
+from cesped_stream.fused_pair import FusedManifest
 from cesped_stream.imaging.entry import TRUTH_MAP
 from cesped_stream.imaging.maps import read_map
-from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
-from cesped_stream.model.checkpoint import CheckpointManifest, read_manifest
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import BuiltinEngine
-from cesped_stream.reference_pair import (
-    ReferenceManifest,
-    checkpoint_kind,
-    read_reference_manifest,
-)
+from cesped_stream.reference_pair import ReferenceManifest
 from cesped_stream.settings import RealismSettings
 
 from .commit_times import committed_at
 from .given_map import check_before_start
 from .independence import independence_of_rows
+from .models_in_use import ModelsInUse, models_in_use
 from .pose_figures import pose_errors, sureness_of
 from .resolve import with_absolute_paths
 from .session import SessionFolder
@@ -182,9 +177,6 @@ def session_settings(settings: StreamCommand, symmetry: str) -> SessionSettings:
     return with_absolute_paths(SessionSettings(**values))
 
 
-Manifest = CheckpointManifest | ReferenceManifest | FusedManifest
-
-
 @dataclass(frozen=True)
 class _Outcome:
     """Exports, compares with the truth and writes poses.star, figure.png, summary.json, metrics.json and the page."""
@@ -203,20 +195,20 @@ class _Outcome:
         truth = read_star(output / "truth" / TRUTH_NAME)
         exported = [read_star(path) for path in files]
         comparison = compare(exported, truth, self.session.training.symmetry)
-        manifest = _manifest(self.record, self.session)
+        models = models_in_use(self.record.status.checkpoint, self.session)
         stated = stated_of(self.entry.folder)
         times = self._times(truth)
         rows = inferred_rows(comparison, exported)
         facts = replace(
-            _facts(self.settings, self.record, manifest, stages, start, stated, self._latencies(times, truth)),
+            _facts(self.settings, self.record, models, stages, start, stated, self._latencies(times, truth)),
             proposer=proposers_of(rows),
             first_pose_seconds=first_pose_seconds(times, truth),
             independence=independence_of_rows(exported, self.session),
             pose_errors=pose_errors(comparison, rows, self.session, self.record.status.checkpoint),
-            sureness=sureness_of(output / "poses.star", truth, self.session),
+            sureness=sureness_of(output / "poses.star", truth, self.session, models.within_deg),
         )
         wanted = self.settings.reporting.write
-        measures = self._measure(truth, comparison, manifest, facts, times, console) if wanted else None
+        measures = self._measure(truth, comparison, models, facts, times, console) if wanted else None
         if measures is not None and measures.evaluation is not None:
             comparison = replace(comparison, metrics=measures.evaluation.poses)
         summary = summarise(comparison, facts)
@@ -224,7 +216,7 @@ class _Outcome:
             comparison,
             summary,
             self.session.landing.folder,
-            preprocessor=_preprocessor(manifest),
+            preprocessor=models.preprocessor,
             reference=_reference(self.entry.folder),
             timeline=self.record.timeline,
             title=self._title(stated),
@@ -243,7 +235,7 @@ class _Outcome:
         self,
         truth: ParticleTable,
         comparison: Comparison,
-        manifest: Manifest | None,
+        models: ModelsInUse,
         facts: RunFacts,
         times: StreamTimes,
         console: Console,
@@ -260,14 +252,14 @@ class _Outcome:
                 model_seconds=_model_seconds(self.record),
                 points=self.settings.reporting.points,
                 prediction_type=PredictionType.SO3xR2
-                if isinstance(manifest, ReferenceManifest | FusedManifest)
+                if isinstance(models.manifest, ReferenceManifest | FusedManifest)
                 else PredictionType.SO3,
-                facts=self._stream_facts(comparison, manifest, facts),
-                within_deg=self.session.calibration.within_deg,
+                facts=self._stream_facts(comparison, models, facts),
+                within_deg=models.within_deg,
                 on_progress=StageBars(bars),
             )
 
-    def _stream_facts(self, comparison: Comparison, manifest: Manifest | None, facts: RunFacts) -> dict[str, Any]:
+    def _stream_facts(self, comparison: Comparison, models: ModelsInUse, facts: RunFacts) -> dict[str, Any]:
         summary = summarise(comparison, facts)
         keys = ("checkpoint", "checkpoint_origin", "training_seconds", "training_stopped_by", "particles_per_second")
         return {
@@ -277,10 +269,10 @@ class _Outcome:
             "half_mode": facts.half_mode,
             "half_independence": facts.independence,
             "half_words": half_words(summary),
-            "alignment_limit_angstrom": _finest_angstrom(manifest),
+            "alignment_limit_angstrom": models.finest_angstrom,
             "maps_are_of": "streamed particles only",
             "made_by": {key: summary[key] for key in (*keys, "peak_memory_gigabytes", "symmetry")}
-            | {"trained_on": manifest.trained_on if manifest else None},
+            | {"trained_on": models.manifest.trained_on if models.manifest else None},
             "pose_ways": dict(facts.pose_errors),
             "replay": dict(self.statement.replay),
         }
@@ -317,13 +309,13 @@ def _model_seconds(record: StreamRecord) -> float | None:
 def _facts(
     settings: StreamCommand,
     record: StreamRecord,
-    manifest: Manifest | None,
+    models: ModelsInUse,
     stages: Stages,
     start: float,
     stated: dict[str, Any],
     latencies: tuple[Latency | None, Latency | None],
 ) -> RunFacts:
-    status, (every, with_model) = record.status, latencies
+    status, manifest, (every, with_model) = record.status, models.manifest, latencies
     return RunFacts(
         half_mode=settings.half_mode,
         latency_p50_seconds=every.p50_seconds if every else None,
@@ -336,7 +328,7 @@ def _facts(
         checkpoint_id=manifest.checkpoint_id if manifest else "",
         independence=manifest.independence if manifest else "unknown",
         origin=manifest.origin if manifest else "",
-        stopped_by=manifest.stopped_by if isinstance(manifest, CheckpointManifest) else "",
+        stopped_by=models.network.stopped_by if models.network else "",
         peak_memory_gigabytes=record.peak_memory_gigabytes,
         stage_seconds=stages.seconds,
         entry=stated,
@@ -347,30 +339,6 @@ def refuse_used_output(output: Path) -> None:
     """Make the output folder; InvalidSettingsError where it holds anything, else as `output_folder`."""
     if any(output_folder(output).iterdir()):
         raise InvalidSettingsError(f"output {output}: not empty; remove it or give another folder")
-
-
-def _manifest(record: StreamRecord, session: SessionSettings) -> Manifest | None:
-    in_use = record.status.checkpoint
-    folder = in_use.folder if in_use else session.checkpoint
-    if not folder:
-        return None
-    kind = checkpoint_kind(Path(folder))
-    if kind == "fused":
-        return read_fused_manifest(Path(folder))
-    return read_reference_manifest(Path(folder)) if kind == "reference" else read_manifest(Path(folder))
-
-
-def _preprocessor(manifest: Manifest | None) -> Preprocessor | None:
-    if not isinstance(manifest, CheckpointManifest):
-        return None
-    return Preprocessor(manifest.preprocess, manifest.network_pixel_size_angstrom)
-
-
-def _finest_angstrom(manifest: Manifest | None) -> float | None:
-    """The finest resolution that the poses were made from."""
-    if isinstance(manifest, CheckpointManifest):
-        return 2 * manifest.network_pixel_size_angstrom
-    return min(record.resolution_angstrom for record in manifest.halves.values()) if manifest else None
 
 
 def _reference(folder: Path) -> MapProjector | None:

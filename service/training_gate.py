@@ -196,7 +196,7 @@ class TrainingGate:
         return str(row[0]) if row else ""
 
     def give_up(self, training_id: int, problem: str) -> None:
-        """Note that a training failed for good; `train` orders another one."""
+        """Note that a training failed for good; `retrain` orders another one."""
         with self._ledger.transaction("training failed"):
             self._ledger.execute(
                 "UPDATE trainings SET state = ?, problem = ? WHERE training_id = ?", (FAILED, problem, training_id)

@@ -39,7 +39,7 @@ from .watcher import Watcher
 logger = logging.getLogger(__name__)
 
 TRIED_AGAIN = {
-    ALIGNED: "`train` orders it again",
+    ALIGNED: "see to that cause, then `cesped-stream retrain {session}` orders it again",
     MAP: "the next start tries it again, also with another map",
     POSES: "it is tried again when as many more rows are confident",
 }
@@ -347,7 +347,8 @@ class Work:
         self._training_failures += 1
         why = f"training {order.training_id}: {message.error}: {message.message}"
         if not message.retry_can_help and self._training_failures >= self._settings.service.max_attempts:
-            why += f"; given up: {TRIED_AGAIN[order.source]}"
+            again = TRIED_AGAIN[order.source].format(session=self._folder.root)
+            why += f"; given up: {again}"
             self.gate.give_up(order.training_id, why)
         self.problems["training"] = why
         self.training_not_before = now + backoff_seconds(self._training_failures)

@@ -47,6 +47,8 @@ class FittedConfidences:
     quantiles: Float64
     """`(101,)` even ones."""
     num_particles: int
+    within_deg: float
+    """What they are the probability of: a pose this near the consensus."""
 
 
 def read_fitted_confidences(checkpoint: Path) -> FittedConfidences | None:
@@ -63,9 +65,10 @@ def read_fitted_confidences(checkpoint: Path) -> FittedConfidences | None:
             return None
         quantiles = np.concatenate([np.asarray(part["confidence_quantiles"], np.float64) for part in found])
         count = sum(int(part["num_particles"]) for part in found)
+        within_deg = float(found[0]["within_deg"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidCheckpointError(f"{file}: {error!r}; publish the checkpoint again") from None
-    return FittedConfidences(np.quantile(quantiles, np.linspace(0, 1, SCORE_QUANTILES)), count)
+    return FittedConfidences(np.quantile(quantiles, np.linspace(0, 1, SCORE_QUANTILES)), count, within_deg)
 
 
 def confidence_drift(confidences: Sequence[float], fitted: FittedConfidences, settings: CalibrationSettings) -> Drift:

@@ -15,11 +15,18 @@ from support.scored import with_rotations
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.errors import InvalidCheckpointError
 from cesped_stream.fused import shifts_near
-from cesped_stream.fused_pair import PROPOSER, FusedManifest, FusedParts, FusedProposer, publish_fused
+from cesped_stream.fused_pair import (
+    PROPOSER,
+    FusedManifest,
+    FusedParts,
+    FusedProposer,
+    publish_fused,
+    read_fused_manifest,
+)
 from cesped_stream.gallery.search import Proposals
 from cesped_stream.imaging.entry import write_entry
 from cesped_stream.inference import PoseBatch, Predictor
-from cesped_stream.model.checkpoint import CheckpointManifest, HalfRecord, publish_checkpoint
+from cesped_stream.model.checkpoint import CheckpointManifest, HalfRecord, publish_checkpoint, read_manifest
 from cesped_stream.model.image2sphere import Image2Sphere
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import StackReader, read_images, write_stack
@@ -41,6 +48,8 @@ from cesped_stream.settings import (
 )
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
+from cesped_stream_service.models_in_use import models_in_use
+from cesped_stream_service.settings import LandingSettings, SessionSettings
 
 ALIGNED = 230
 MATCHING = MatchingSettings(
@@ -321,6 +330,21 @@ def test_held_out_rows_in_another_frame_fit_no_confidence(
 def test_open_proposer_takes_both(published: Path) -> None:
     proposer = open_proposer(published, INFERENCE, MATCHING, "gold_standard")
     assert (proposer.proposer, proposer.checkpoint_id) == (PROPOSER, published.name)
+
+
+def test_a_stream_posed_by_both_is_told_what_its_network_is_and_what_confidence_means(
+    published: Path, parts: FusedParts, tmp_path: Path
+) -> None:
+    calibration = CalibrationSettings(within_deg=9.0)
+    landing = LandingSettings(folder=tmp_path)
+    session = SessionSettings(session=tmp_path, landing=landing, checkpoint=str(published), calibration=calibration)
+    models = models_in_use(None, session)
+    assert models.manifest == read_fused_manifest(published) and models.network == read_manifest(parts.networks)
+    assert models.preprocessor is not None and models.within_deg == MATCHING.calibration.within_deg == 5.0
+    of_networks = models_in_use(None, session.model_copy(update={"checkpoint": str(parts.networks)}))
+    assert of_networks.manifest == of_networks.network == models.network and of_networks.within_deg == 9.0
+    assert models_in_use(None, session.model_copy(update={"checkpoint": str(parts.references)})).network is None
+    assert models_in_use(None, session.model_copy(update={"checkpoint": ""})).manifest is None
 
 
 @pytest.mark.parametrize("name", ["network/half_1.safetensors", "references/manifest.json", "manifest.json"])

@@ -253,7 +253,7 @@ def test_likely_shifts_win_where_the_image_says_little() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="coarse_order"):
-        ProjectionGallery(reference(), GallerySettings(grid_order=1, coarse_order=2))
+        ProjectionGallery(reference(), SETTINGS.model_copy(update={"grid_order": 1, "coarse_order": 2}))
     gallery = ProjectionGallery(reference("D2"), SETTINGS)
     other = replace(gallery.band, limit_angstrom=20.0)
     with pytest.raises(ValueError, match="gallery in"):

@@ -19,7 +19,7 @@ ID = "ref-000000000001"
 
 def checkpoint(folder: Path, calibrated: bool = True) -> Path:
     """A checkpoint whose fit saw confidences spread evenly from 0.5 to 1."""
-    calibrator = {"confidence_quantiles": np.linspace(0.5, 1, 101).tolist(), "num_particles": 600}
+    calibrator = {"confidence_quantiles": np.linspace(0.5, 1, 101).tolist(), "num_particles": 600, "within_deg": 5.0}
     halves = {half: {"calibrator": calibrator if calibrated else None} for half in "01"}
     (folder / ID).mkdir()
     (folder / ID / "cal-000000000001.json").write_text(json.dumps({"halves": halves}))
@@ -59,7 +59,9 @@ def test_confidences_that_differ_in_the_third_decimal_are_no_drift(tmp_path: Pat
     watch = CalibrationWatch(CalibrationSettings())
     folder = checkpoint(tmp_path)
     file = next(folder.glob("cal-*.json"))
-    sure = {"calibrator": {"confidence_quantiles": [0.991] * 60 + [0.998] * 41, "num_particles": 600}}
+    sure = {
+        "calibrator": {"confidence_quantiles": [0.991] * 60 + [0.998] * 41, "num_particles": 600, "within_deg": 5.0}
+    }
     file.write_text(json.dumps({"halves": {"0": sure, "1": sure}}))
     watch.look_at(ID, folder)
     watch.see(finished(np.full(400, 0.991)))

@@ -115,11 +115,16 @@ def test_a_training_that_always_fails_is_given_up_with_a_problem_until_it_is_ask
             failures += 1
     status = core.status()
     assert failures == 3 and status.training is not None and status.training.state == "failed"
-    assert any("no pixel size" in problem for problem in status.problems)
+    told = [problem for problem in status.problems if "no pixel size" in problem]
+    assert len(told) == 1 and f"`cesped-stream retrain {bench.session}`" in told[0]
+    core.close()
+    core = bench.open()
+    assert [problem for problem in core.status().problems if "no pixel size" in problem] == told, "a restart forgets it"
     assert core.control(Control(action="train")).ok
     turns(core, bench, 2)
     order = asked(core)
     assert isinstance(order, TrainingOrder) and order.training_id == 2
+    assert not any("no pixel size" in problem for problem in core.status().problems)
     core.close()
 
 
