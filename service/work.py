@@ -337,6 +337,7 @@ class Work:
     def start_training_if_due(self, now: float) -> None:
         if self.gate.start_if_due(now):
             self._training_failures = 0
+            self.problems.pop("training", None)
             logger.info("training ordered", extra={"aligned": self.gate.aligned_per_half()})
 
     def training_failed(self, message: Failure, now: float) -> None:
