@@ -1,6 +1,6 @@
 # make demo        set everything up and run the main job on the embedded entry
 # make test        set everything up and pass lint, types, import layers and tests
-# make demo-short  the same job in a few minutes: fewer particles, less training, worse poses
+# make demo-short  the same job in a few minutes: fewer particles, less training
 # make test-long   the tests marked slow
 # make test-peers  comparisons with the public cesped package, which gets a virtual environment of its own
 #

@@ -268,7 +268,12 @@ class InferenceSettings(Settings):
     """How a worker predicts."""
 
     batch_size: int = Field(64, ge=1, description="Images per forward pass; the last batch is padded to it.")
-    top_k: int = Field(3, ge=1, le=50, description="Distinct poses kept per particle, best first.")
+    top_k: int = Field(
+        3,
+        ge=1,
+        le=50,
+        description="Distinct poses of the network kept per particle, best first; of references: gallery.num_modes.",
+    )
     device: Device = Field("auto", description="auto takes CUDA where there is one.")
     precision: Precision = Field("float32", description="bfloat16 runs the backbone in bfloat16.")
     threads: int = Field(0, ge=0, description="CPU threads of one worker; 0: cores shared among trainer and workers.")

@@ -34,7 +34,7 @@ DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, 
 OVERVIEW = """\
 Poses for cryo-EM particles while the microscope is still collecting.
 
-particle stars and stacks land in a folder; the first aligned ones fine-tune Image2Sphere, all later ones get poses:
+particle stars and stacks land in a folder; references are made of the first aligned ones, or a network is trained on them; all later ones get poses:
 
   cesped-stream demo                                    see it work on simulated ribosomes, no data needed
   cesped-stream run --session S --landing.folder L      watch folder L, keep everything in folder S
@@ -51,11 +51,11 @@ SETTINGS_COMMANDS = {
     "run": "start coordinator, trainer and workers on this machine, in the foreground, with a live view",
     "coordinator": "the one process that watches the landing folder, keeps the ledger and writes poses",
     "worker": "predicts poses; any number of them, on any machine that sees the files",
-    "trainer": "fine-tunes the network on the first aligned batch",
+    "trainer": "makes references of the first aligned batch, trains a network on it, or both",
     "replay": "let an entry land as a stream and have it answered, as at a microscope",
     "protocol": "the paper's 2-fold protocol on an entry: train on each half, infer the other, reconstruct, evaluate",
     "simulate": "write an entry of simulated particles in CESPED's layout",
-    "train": "fine-tune on an aligned star, without a session; publishes a checkpoint folder",
+    "train": "train a network on an aligned star, or make references of it, without a session; publishes a checkpoint",
     "infer": "predict the poses of a star with a checkpoint, without a session",
 }
 

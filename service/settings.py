@@ -132,7 +132,9 @@ class SessionSettings(PosingSettings):
         description="gold_standard: a particle's pose comes only from its own half's model. cross_half: from the "
         "other half's (the paper's benchmark protocol).",
     )
-    min_aligned_per_half: int = Field(1000, ge=1, description="Aligned rows per half-set that training needs.")
+    min_aligned_per_half: int = Field(
+        1000, ge=1, description="Aligned rows per half-set that references or a training need."
+    )
     aligned_quiet_seconds: float = Field(
         30.0,
         ge=0,

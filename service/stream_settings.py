@@ -64,7 +64,9 @@ class StreamCommand(PosingSettings):
     half_mode: Literal["gold_standard", "cross_half"] = Field(
         "gold_standard", description="Whose half's model poses a particle: its own, or (cross_half) the other's."
     )
-    min_aligned_per_half: int = Field(100, ge=1, description="Aligned particles per half-set that training needs.")
+    min_aligned_per_half: int = Field(
+        100, ge=1, description="Aligned particles per half-set that references or a training need."
+    )
     checkpoint: str = Field("", description="Published checkpoint folder to infer with; no training then.")
     reference: Path | None = Field(None, description=REFERENCE_TEXT)
     noise_rows_per_half: int = Field(200, ge=20, le=1000, description=NOISE_ROWS_TEXT)

@@ -134,7 +134,7 @@ def _next_steps(measures: StreamMeasures) -> list[str]:
     if median > USEFUL_SHARE_OF_A_GUESS * guess:
         steps.append(
             f"The median error ({median:.0f}°) is hardly better than a guess ({guess:.0f}° on average): do not start a "
-            "local refinement from these poses. Align more particles first, or train longer."
+            "local refinement from these poses. Align more particles first; where a network alone answers, train longer."
         )
     else:
         steps.append(_refinement(evaluation.errors_deg))
@@ -159,7 +159,7 @@ def _refinement(errors_deg: Float64) -> str:
         )
     return (
         f"68 % of the poses are within {most:.1f}° of the truth only (`--sigma_ang` {sigma:.1f}): too wide for a local "
-        "refinement. Refine globally, or align more particles and train longer first."
+        "refinement. Refine globally, or align more particles first (and train longer, where a network alone answers)."
     )
 
 

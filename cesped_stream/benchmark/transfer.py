@@ -21,7 +21,14 @@ Manifest = CheckpointManifest | ReferenceManifest
 
 
 def manifest_of(folder: Path) -> Manifest:
-    """Return the manifest of a checkpoint of either kind. UnreachableFileError, InvalidCheckpointError."""
+    """Return the manifest of a checkpoint of networks or of references. UnreachableFileError, InvalidCheckpointError.
+
+    InvalidSettingsError for a fused one, which names what to take instead.
+    """
+    if checkpoint_kind(folder) == "fused":
+        raise InvalidSettingsError(
+            f"checkpoint {folder}: holds both kinds; take {folder}/network or {folder}/references"
+        )
     return read_reference_manifest(folder) if checkpoint_kind(folder) == "reference" else read_manifest(folder)
 
 
