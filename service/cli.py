@@ -34,7 +34,8 @@ DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, 
 OVERVIEW = """\
 Poses for cryo-EM particles while the microscope is still collecting.
 
-particle stars and stacks land in a folder; references are made of the first aligned ones, or a network is trained on them; all later ones get poses:
+particle stars and stacks land in a folder; references are made of the first aligned ones, or a network is trained
+on them; all later ones get poses:
 
   cesped-stream demo                                    see it work on simulated ribosomes, no data needed
   cesped-stream run --session S --landing.folder L      watch folder L, keep everything in folder S

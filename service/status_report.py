@@ -143,7 +143,8 @@ class StatusReport:
         if drift is not None and drift.state is DriftState.STALE:
             notes.append(
                 f"calibration stale: confidences of the last {drift.num_particles} particles are unlike those that it "
-                f"was fitted on (stability index {drift.stability_index:.2f}); `retrain` on aligned rows of now, then `reinfer`"
+                f"was fitted on (stability index {drift.stability_index:.2f}); `retrain` on aligned rows of now, then "
+                "`reinfer`"
             )
         many = self._watcher.stars_passed_over
         if not many:

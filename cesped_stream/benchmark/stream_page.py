@@ -134,7 +134,8 @@ def _next_steps(measures: StreamMeasures) -> list[str]:
     if median > USEFUL_SHARE_OF_A_GUESS * guess:
         steps.append(
             f"The median error ({median:.0f}°) is hardly better than a guess ({guess:.0f}° on average): do not start a "
-            "local refinement from these poses. Align more particles first; where a network alone answers, train longer."
+            "local refinement from these poses. Align more particles first; where a network alone answers, train "
+            "longer."
         )
     else:
         steps.append(_refinement(evaluation.errors_deg))
