@@ -24,7 +24,7 @@ from cesped_stream.reference_pair import ReferenceManifest
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
 
-LIMIT_ROWS: Final = 1000
+LIMIT_ROWS: Final = 4000
 REFERENCES_FOLDER: Final = "references"
 """Where a checkpoint that holds more than references holds them: a published checkpoint of its own."""
 BY_PROPOSER: Final = "poses_by_proposer"

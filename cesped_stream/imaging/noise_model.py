@@ -15,8 +15,8 @@ from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
 ROUNDS = 3
 LEAST_COEFFICIENTS = 20
-LEAST_FITTED_ROWS = 20
-"""A group of fewer images has no noise and scale of its own: a wrong row's scale would be 0, and no view tell."""
+PRIOR_ROWS = 10
+"""Each group is fitted together with as many average images: alone, one wrong row's scale is 0, and no view tells."""
 LEAST_VARIANCE = 1e-6
 LEAST_OWN_SCALE = 0.1
 """Of the groups' mean scale: the least that an image of an unseen group can be given."""
@@ -46,12 +46,11 @@ class NoiseModel:
     """Of each optics group the noise variance by frequency and a, the scale of the reference in its images."""
 
     keys: tuple[str, ...]
-    """`optics_key` of each group that had enough images."""
+    """`optics_key` of each group that had images."""
     frequencies_per_angstrom: Float64
     """`(s,)`, ascending."""
     variance: Float64
-    """`(groups + 1, s)` of coefficients (`BandImages`); the last row is the mean of the groups, or of
-    all images where no group has enough."""
+    """`(groups + 1, s)` of coefficients (`BandImages`); the last row is the mean of the groups."""
     scale: Float64
     """`(groups + 1,)`."""
     signal_power: Float64 | None = None
@@ -113,8 +112,8 @@ def fit_noise(images: BandImages, centred_slices: Tensor, groups: Int64, keys: S
     `centred_slices` `(n, m)` complex64 are the reference's coefficients at each image's pose, moved to where the
     particle stands in the image. `groups` `(n,)` index `keys`. Variances are those of the residual y - a C S, not of
     the corners, which hold neighbours. Few coefficients in a shell share with their neighbours (`LEAST_COEFFICIENTS`).
-    A group of less than `LEAST_FITTED_ROWS` is left to its images' own levels, as an unseen one is. PermanentError
-    for one of none.
+    A group of few images leans on all of them: the sums of `PRIOR_ROWS` average ones are added to its own.
+    PermanentError for a group of none.
     """
     shells = torch.from_numpy(images.band.shells)
     count = int(shells.max()) + 1
@@ -123,32 +122,26 @@ def fit_noise(images: BandImages, centred_slices: Tensor, groups: Int64, keys: S
     norm, weight = square * images.ctf_square.cpu(), _residual_weight(images).cpu()
     power = images.power.cpu()
     parts = (power, weight * linear, weight * norm, weight, linear, norm)
-    enough = _groups_of_enough(groups, keys)
-    fitted = []
-    for chosen in [groups == group for group in enough] or [np.ones(len(groups), np.bool_)]:
-        rows = torch.from_numpy(np.flatnonzero(chosen))
-        sums = [
-            torch.zeros(count, dtype=torch.float64).index_add_(0, shells, values[rows].sum(0, dtype=torch.float64))
-            for values in parts
-        ]
-        fitted.append(_maximum_likelihood([value[1:].numpy() for value in sums]))
-    own, scales = np.stack([part[0] for part in fitted]), np.array([part[1] for part in fitted])
-    variance = np.concatenate([own[: len(enough)], np.exp(np.log(own).mean(0))[None]])
-    scale = np.append(scales[: len(enough)], scales.mean())
+    rows_of = [torch.from_numpy(np.flatnonzero(groups == group)) for group in range(len(keys))]
+    if none := [key for key, rows in zip(keys, rows_of, strict=True) if not len(rows)]:
+        raise PermanentError(f"optics group {none[0]!r}: no image to fit the noise on; leave the group out")
+
+    def shell_sums(rows: Tensor) -> Float64:
+        by_shell = torch.zeros(len(parts), count, dtype=torch.float64)
+        for number, values in enumerate(parts):
+            by_shell[number].index_add_(0, shells, values[rows].sum(0, dtype=torch.float64))
+        return by_shell[:, 1:].numpy()
+
+    own = [shell_sums(rows) for rows in rows_of]
+    prior = np.sum(own, 0) * (PRIOR_ROWS / len(square))
+    fitted = [_maximum_likelihood(sums + prior) for sums in own]
+    variance, scale = np.stack([part[0] for part in fitted]), np.array([part[1] for part in fitted])
+    variance = np.concatenate([variance, np.exp(np.log(variance).mean(0))[None]])
+    scale = np.append(scale, scale.mean())
     per_shell = torch.bincount(shells, minlength=count)[1:].clamp(min=1) * len(square)
     signal = torch.zeros(count, dtype=torch.float64).index_add_(0, shells, square.sum(0, dtype=torch.float64))[1:]
     frequencies = np.arange(1, count) / images.band.extent_angstrom
-    known = tuple(keys[group] for group in enough)
-    return NoiseModel(known, frequencies, variance, scale, (signal / per_shell).numpy())
-
-
-def _groups_of_enough(groups: Int64, keys: Sequence[str]) -> list[int]:
-    """The groups with `LEAST_FITTED_ROWS` images, ascending; PermanentError where one has none."""
-    counts = np.bincount(groups, minlength=len(keys))
-    if (counts == 0).any():
-        name = keys[int(counts.argmin())]
-        raise PermanentError(f"optics group {name!r}: no image to fit the noise on; leave the group out")
-    return np.flatnonzero(counts >= LEAST_FITTED_ROWS).tolist()
+    return NoiseModel(tuple(keys), frequencies, variance, scale, (signal / per_shell).numpy())
 
 
 def _residual_weight(images: BandImages) -> Tensor:
@@ -156,8 +149,8 @@ def _residual_weight(images: BandImages) -> Tensor:
     return torch.where(images.premultiplied[:, None], images.ctf_square, 1.0)
 
 
-def _maximum_likelihood(sums: list[Float64]) -> tuple[Float64, float]:
-    """Variance `(shells,)` and scale from shell sums of power, u Re(y* C S), u |C S|^2, u and the same without u."""
+def _maximum_likelihood(sums: Float64) -> tuple[Float64, float]:
+    """Variance `(shells,)` and scale from sums `(6, shells)`: power, u Re(y* C S), u |C S|^2, u, the same without u."""
     power, weighted_linear, weighted_norm, weight, linear, norm = sums
     scale = 0.0
     for _ in range(ROUNDS):

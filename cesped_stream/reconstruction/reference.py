@@ -13,7 +13,7 @@ from cesped_stream.errors import InvalidStarError
 from cesped_stream.imaging.band import Band, BandImages, centred_slices
 from cesped_stream.imaging.band_rows import read_band_images, usable_images
 from cesped_stream.imaging.maps import crop_map
-from cesped_stream.imaging.noise_model import LEAST_FITTED_ROWS, NoiseModel, fit_noise, optics_key
+from cesped_stream.imaging.noise_model import PRIOR_ROWS, NoiseModel, fit_noise, optics_key
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
@@ -50,7 +50,7 @@ def reference_from_rows(
     noise model is fitted to each part with the map of the other. Rows that the other part's map explains no better than
     noise does (junk, wrong poses: `agreement`) are left out, and all is made again; they stay members. Images of other
     boxes or pixel sizes than the most frequent are resampled to it. Memory: `ROWS_AT_ONCE` images, two padded maps and
-    up to `settings.noise_rows` images' coefficients, more where optics groups need them (`LEAST_FITTED_ROWS` each).
+    up to `settings.noise_rows` images' coefficients, more where optics groups need them (`PRIOR_ROWS` each).
     InvalidStarError for rows of two half-sets, or fewer than `LEAST_ROWS` with a pose and a usable image; else what
     reading raises.
     """
@@ -288,4 +288,4 @@ def _spread_over_groups(table: ParticleTable, part_of: Int64, step: int) -> Int6
         for group in range(len(table.optics))
         for part in range(2)
     ]
-    return np.sort(np.concatenate([own[:: max(1, min(step, 2 * len(own) // LEAST_FITTED_ROWS))] for own in rows]))
+    return np.sort(np.concatenate([own[:: max(1, min(step, len(own) // PRIOR_ROWS))] for own in rows]))

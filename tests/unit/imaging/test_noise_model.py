@@ -11,7 +11,7 @@ from support.matching import molecule
 from cesped_stream.errors import PermanentError
 from cesped_stream.imaging.band import Band, BandImages, band_slices
 from cesped_stream.imaging.noise_model import (
-    LEAST_FITTED_ROWS,
+    PRIOR_ROWS,
     NoiseModel,
     fit_noise,
     optics_key,
@@ -123,16 +123,18 @@ def test_only_rows_of_unseen_groups_have_levels_of_their_own(slices: torch.Tenso
     np.testing.assert_array_equal(whitened_weights(images, without, rows)[1], known[1])
 
 
-def test_a_group_of_few_images_is_weighed_by_each_images_own_levels(slices: torch.Tensor) -> None:
-    images = observed(slices, torch.ones(COUNT, len(BAND)), torch.ones(COUNT, 1))
+def test_a_group_of_few_images_leans_on_all_of_them(slices: torch.Tensor) -> None:
     groups = np.zeros(COUNT, np.int64)
-    groups[:LEAST_FITTED_ROWS], groups[-1] = 1, 2
-    model = fit_noise(images, slices, groups, ["many", "enough", "one"])
-    assert model.keys == ("many", "enough") and model.variance.shape[0] == len(model.scale) == 3
-    assert model.scale == pytest.approx(1.0, abs=0.1)
-    few = fit_noise(images.select(slice(0, 30)), slices[:30], np.arange(30) % 3, ["a", "b", "c"])
-    assert few.keys == () and few.scale == pytest.approx([1.0], abs=0.1)
-    assert few.variance_in(BAND)[0].mean() == pytest.approx(1.0, abs=0.1)
+    groups[:4], groups[-1] = 1, 2
+    level = torch.where(torch.from_numpy(groups == 1), 3.0, 1.0)[:, None]
+    scale = torch.where(torch.from_numpy(groups == 2), 0.0, 1.0)[:, None]
+    images = observed(slices, level.expand(COUNT, len(BAND)), scale)
+    model = fit_noise(images, slices, groups, ["many", "four of thrice the noise", "a wrong one"])
+    noise = model.variance_in(BAND).mean(1)
+    assert noise[0].item() == pytest.approx(1.0, abs=0.1)
+    assert noise[1].item() == pytest.approx((4 * 3 + PRIOR_ROWS) / (4 + PRIOR_ROWS), rel=0.1)
+    assert model.scale[[0, 1]] == pytest.approx(1.0, abs=0.15)
+    assert model.scale[2] == pytest.approx(PRIOR_ROWS / (1 + PRIOR_ROWS), abs=0.1)
 
 
 def mean_power(slices: torch.Tensor) -> np.ndarray:
