@@ -193,12 +193,11 @@ def _half(
     both.fit = fit if isinstance(fit, FusionFit) else None
     on_stage(half, "confidence")
     found = both.match(rows, reader)
-    symmetry = references.manifest.symmetry
     own = table.select(np.flatnonzero(table.half_sets() == half))
     seen: UInt64 = np.union1d(matcher.reference.members, particle_digests(own))
     features = features_of(found.matched, found.apart_deg)
-    calibrator = fit_confidence(rows, found.matched, features, half, symmetry, seen, matching.calibration)
-    return _Half(_record(rows, found, both, symmetry), fit, calibrator)
+    calibrator = fit_confidence(rows, found.matched, features, matcher, reader, half, seen, matching.calibration)
+    return _Half(_record(rows, found, both, references.manifest.symmetry), fit, calibrator)
 
 
 def _fit(

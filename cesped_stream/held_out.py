@@ -4,22 +4,30 @@ Nothing of those particles goes into a model: one monotone curve, and how much e
 halves.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cesped_stream.calibration.answers import confidence_features
 from cesped_stream.calibration.calibrator import Calibrator, HeldOutAnswers, fit_calibrator
 from cesped_stream.imaging.noise_model import optics_key
 from cesped_stream.imaging.reference import UInt64
-from cesped_stream.matching import Float64, MatchedPoses
+from cesped_stream.matching import Float64, MatchedPoses, ReferenceMatcher
 from cesped_stream.particles.identities import particle_digests
+from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
+from cesped_stream.reconstruction.agreement import agreeing
 from cesped_stream.settings import CalibrationSettings
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
 
+logger = logging.getLogger(__name__)
+
+SURELY_A_PARTICLE: Final = 2.0
+"""In standard deviations of noise above it."""
 LEAST_RIGHT: Final = 0.02
 """Share of held-out poses that must be right. With fewer, a curve has next to nothing to tell right from wrong by, and
 labels in another frame than the reference are likelier than so bad a reference."""
@@ -92,15 +100,18 @@ def fit_confidence(
     table: ParticleTable,
     found: MatchedPoses,
     features: dict[str, Float64],
+    matcher: ReferenceMatcher,
+    reader: StackReader,
     half: int,
-    symmetry: str,
     seen: UInt64,
     settings: CalibrationSettings,
 ) -> Calibrator | TooFew:
     """Return the calibrator of the models of `half` from their poses of held-out rows, or why there is none.
 
+    `matcher` holds the half's reference. Rows whose own pose is what is wrong (`_wrong_labels`) are not fitted on.
     `seen` are the `particle_digests` of all that these models have seen; ValueError where a row is among them.
     """
+    symmetry = matcher.reference.symmetry
     usable = np.flatnonzero(np.isfinite(found.rotation).all(axis=(1, 2)))
     few = too_few(table.select(usable), half, settings)
     if few is not None:
@@ -112,6 +123,13 @@ def fit_confidence(
             f"half-set {half}: {right} of {len(usable)} held-out particles are within {settings.within_deg:g} degrees "
             f"of their own poses; confidence needs {100 * LEAST_RIGHT:g} %: {ONE_FRAME}"
         )
+    doubted = usable[_wrong_labels(matcher, table.select(usable), reader, found.above_noise[usable])]
+    doubted = doubted[errors[doubted] > settings.within_deg]
+    few = too_few(table.select(np.setdiff1d(usable, doubted)), half, settings)
+    if few is not None:
+        return few
+    errors[doubted] = np.nan
+    logger.info("confidence is fitted", extra={"half": half, "rows": len(usable), "wrong_labels": len(doubted)})
     answers = HeldOutAnswers(
         particle_ids=[str(digest) for digest in particle_digests(table).tolist()],
         features=features,
@@ -120,3 +138,15 @@ def fit_confidence(
         micrographs=table.micrographs(),
     )
     return fit_calibrator(answers, half_set=half, seen=map(str, seen.tolist()), settings=settings)
+
+
+def _wrong_labels(
+    matcher: ReferenceMatcher, table: ParticleTable, reader: StackReader, above_noise: Float64
+) -> NDArray[np.bool_]:
+    """Which rows `(n,)`, all of a usable image, surely show the particle, but not at their own poses.
+
+    The reference explains the image at the row's own pose no better than noise does (`agreeing`), at another one far
+    better. To count them as errors would take the share of wrong aligned poses off every confidence. Junk stays: it
+    is no surer at any pose.
+    """
+    return np.asarray(~agreeing(matcher.own_log_likelihoods(table, reader)) & (above_noise > SURELY_A_PARTICLE))

@@ -19,6 +19,7 @@ from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
 from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader
 from cesped_stream.particles.table import ParticleTable
+from cesped_stream.reconstruction.agreement import log_likelihoods
 from cesped_stream.refinement.matching import RefinedPoses, Refiner
 from cesped_stream.refinement.particle_score import particle_scores
 from cesped_stream.settings import GallerySettings, RefinementSettings
@@ -233,6 +234,24 @@ class ReferenceMatcher:
             poses.gallery_weight[used] = 1.0
             self._put_refined(poses, used, refined, self._score(refined, found.images[1], noise, groups))
         return poses
+
+    def own_log_likelihoods(self, table: ParticleTable, reader: StackReader) -> Float64:
+        """Return how much likelier each row's image `(n,)` is at the row's own pose than as noise, as a logarithm.
+
+        All images must be usable. Raises what `match` does.
+        """
+        self.reference.check_holds_none_of(table, self._scored_half)
+        return log_likelihoods(
+            table,
+            np.ones(len(table), np.int64),
+            [self.reference.volume],
+            self.reference.pixel_size_angstrom,
+            self.refiner.band.limit_angstrom,
+            self._known_noise(),
+            reader,
+            background_radius_angstrom=self._background_radius_angstrom,
+            device=str(self._device),
+        )
 
     def measure_noise(self, table: ParticleTable, reader: StackReader, *, seed: int = 0) -> NoiseScores:
         """Find what noise with these rows' CTFs scores, for `above_noise` of all later matches; return it.

@@ -293,7 +293,7 @@ def _half(
         return _Half(reference, record, TooFew("no row is held out: each half-set is scored by the other's reference"))
     others = held_out_rows(labelled, half, matching.calibration.max_particles)
     of_others = matcher.scoring(1 - half)
-    calibrator = _calibrator(of_others, others, half, reader, training.symmetry, matching.calibration)
+    calibrator = _calibrator(of_others, others, half, reader, matching.calibration)
     return _Half(reference, record, calibrator)
 
 
@@ -302,7 +302,6 @@ def _calibrator(
     others: ParticleTable,
     half: int,
     reader: StackReader,
-    symmetry: str,
     settings: CalibrationSettings,
 ) -> Calibrator | TooFew:
     few = too_few(others, half, settings)
@@ -310,7 +309,7 @@ def _calibrator(
         return few
     found = matcher.match(others, reader)
     seen = matcher.reference.members
-    return fit_confidence(others, found, features_of(found), half, symmetry, seen, settings)
+    return fit_confidence(others, found, features_of(found), matcher, reader, half, seen, settings)
 
 
 def _calibration(made: Mapping[int, _Half], symmetry: str) -> tuple[Calibration | None, str]:

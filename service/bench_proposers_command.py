@@ -71,6 +71,7 @@ def bench_proposers_command(arguments: argparse.Namespace) -> int:
     from .worker import matching_settings
 
     settings = settings_from(arguments, ProposersCommand)
+    _check_entry(settings)
     torch.set_num_threads(settings.inference.threads or usable_cores())
     stop = StopRequest().install()
     _keep_settings(settings, output_folder(settings.output))
@@ -95,6 +96,20 @@ def bench_proposers_command(arguments: argparse.Namespace) -> int:
     write_whole(settings.output / FIGURES_NAME, figures.model_dump_json(indent=1).encode() + b"\n")
     print(json.dumps(figures.model_dump()) if arguments._json else figures_table(figures))
     return 0
+
+
+def _check_entry(settings: "ProposersCommand") -> None:
+    """Raise before anything is written: what `find_entry` raises, InvalidSettingsError for too small an entry."""
+    from cesped_stream.benchmark.entries import find_entry
+
+    if settings.entry is None:
+        return
+    entry = find_entry(str(settings.entry), settings.root)
+    has = len(entry.particles())
+    if has <= settings.aligned:
+        raise InvalidSettingsError(
+            f"{entry.name}: {has} particles, of which --aligned {settings.aligned} leaves none to stream; give less"
+        )
 
 
 def _keep_settings(settings: "ProposersCommand", folder: Path) -> None:

@@ -27,6 +27,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     from .live import view_of
     from .run import Supervisor, children_of, start_child, supervise
     from .show import status_line
+    from .without_effect import of_session
 
     settings = session_settings(arguments)
     _check_can_start(settings)
@@ -35,6 +36,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     start_logging(settings.session, "run", to_stderr=False)
     console = Console()
     console.print(f"settings resolved, kept in {file}:\n{_settings_text(settings)}", soft_wrap=True, **PLAIN)
+    for said in of_session(settings):
+        console.print(said, soft_wrap=True, **PLAIN)
     supervisor = Supervisor(children_of(settings, file), lambda child: start_child(settings, child))
     stop = StopRequest().install()
     with view_of(settings, console, plain=arguments._plain) as view:

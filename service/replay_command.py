@@ -60,6 +60,7 @@ from .stream_outcome import REPORT_NAME, StageBars, StreamStatement, contained_w
 from .stream_progress import Stages, StreamBars, progress_bars
 from .stream_settings import ProtocolCommand, ReplayCommand, StreamCommand
 from .streaming import StreamRecord, stream_entry
+from .without_effect import of_session
 
 PUBLISHED_MARK = "model published"
 
@@ -94,6 +95,8 @@ def stream_and_report(
     beside = tuple(read_run(folder) for folder in settings.reporting.beside)  # what is wrong there is said first
     session = session_settings(settings, symmetry_of(entry, settings))
     check_before_start(session)
+    for said in of_session(session):
+        console.print(said, soft_wrap=True, highlight=False)
     plan = plan_replay(entry, settings.replay, realism, symmetry=session.training.symmetry)
     truth = settings.output / "truth"
     statement = _statement(entry, plan, settings, realism, session.training.symmetry)

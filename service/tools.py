@@ -25,6 +25,7 @@ from .finished import Finished, Poses, joined, output_tables
 from .process import StopRequest, usable_cores
 from .publishing import Publisher
 from .settings import InferCommand, TrainCommand
+from .without_effect import of_training
 from .worker import matching_settings, pose_frames
 
 ROWS_AT_ONCE = 512
@@ -36,12 +37,11 @@ def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
 
     TrainingStopped on request.
     """
+    _check(settings)
+    for said in of_training(settings):
+        console.print(said, soft_wrap=True, highlight=False)
     torch.set_num_threads(settings.inference.threads or usable_cores())
     table = with_stacks(read_star(settings.star), settings.star, settings.image_root)
-    if settings.reference is not None and settings.proposer != "gallery":
-        raise InvalidSettingsError(
-            f"reference {settings.reference}: of no use to proposer {settings.proposer}; take gallery"
-        )
     if settings.reference is not None:
         return _of_map(settings, settings.reference, table, console)
     with progress_bars(console) as bars:
@@ -57,6 +57,19 @@ def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
         published = publisher.publish(lambda first: console.print(f"{first.folder}: published", highlight=False))
     console.print(f"{published.folder}: {_words_of(published.folder)}", highlight=False)
     return published.folder
+
+
+def _check(settings: TrainCommand) -> None:
+    """Raise InvalidSettingsError where settings contradict each other."""
+    if settings.reference is not None and settings.proposer != "gallery":
+        raise InvalidSettingsError(
+            f"reference {settings.reference}: of no use to proposer {settings.proposer}; take gallery"
+        )
+    if settings.referencing.rebuild_rows:
+        raise InvalidSettingsError(
+            f"referencing.rebuild_rows {settings.referencing.rebuild_rows}: poses accumulate in a session only; "
+            "leave it out, or use run"
+        )
 
 
 def _words_of(folder: Path) -> str:

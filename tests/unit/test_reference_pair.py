@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.imaging import random_rotations
 from support.matching import PIXEL_SIZE, molecule
 
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.calibration.calibrator import ids_sha256
 from cesped_stream.calibration.store import load_calibration
+from cesped_stream.conventions import ANGLE_LABELS, rotation_to_euler_deg
 from cesped_stream.errors import InvalidCheckpointError, PermanentError
 from cesped_stream.held_out import held_out_rows
 from cesped_stream.imaging.entry import write_entry
@@ -148,6 +150,32 @@ def test_confidence_of_a_half_is_fitted_on_the_other_halfs_rows_only(aligned: Pa
         assert calibrator is not None and calibrator.num_particles == 120
         assert calibrator.particles_sha256 == ids_sha256(map(str, particle_digests(others).tolist()))
     assert manifest.files[file.name] and not manifest.uncalibrated
+
+
+def test_random_poses_among_the_held_out_rows_take_nothing_off_the_confidence(
+    aligned: ParticleTable, streamed: ParticleTable, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(7)
+    wrong = rng.uniform(size=len(aligned)) < 0.2
+    rotations = np.where(wrong[:, None, None], random_rotations(len(aligned), rng), aligned.rotations())
+    angles = rotation_to_euler_deg(rotations)
+    spoilt = aligned.with_columns(
+        {label: [f"{value:.6f}" for value in values] for label, values in zip(ANGLE_LABELS, angles.T, strict=True)}
+    )
+    fewer = replace(MATCHING, calibration=CalibrationSettings(min_particles=100))
+    folder, manifest = publish_references(
+        spoilt, StackReader(), TRAINING, fewer, work_folder=tmp_path / "work", checkpoints_folder=tmp_path
+    )
+    calibration = load_calibration(folder / manifest.calibration, checkpoint_id="", symmetry="D2")
+    for half in (0, 1):
+        calibrator = calibration.halves[half].calibrator
+        others = aligned.half_sets() == 1 - half
+        assert calibrator is not None
+        assert (~wrong[others]).sum() <= calibrator.num_particles <= (~wrong[others]).sum() + 0.1 * wrong[others].sum()
+    poses = ReferenceProposer(folder, fewer).poses(streamed, StackReader())
+    errors = angular_error_deg(streamed.rotations(), poses.rotation, group_rotations("D2"))
+    assert poses.calibrated.all()
+    assert poses.confidence.mean() == pytest.approx((errors <= 5).mean(), abs=0.05)
 
 
 def test_held_out_micrographs_are_in_no_reference(published: Path, aligned: ParticleTable) -> None:

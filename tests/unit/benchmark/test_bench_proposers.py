@@ -177,3 +177,14 @@ def test_command_simulates_measures_and_refuses_another_measurement_in_its_folde
     assert [line.split()[0] for line in figures_table(figures).splitlines()[2:5]] == WAYS[:3]
     assert main([*words, "--streamed", "60"]) == 2
     assert "streamed" in capsys.readouterr().err
+
+
+def test_an_entry_that_leaves_nothing_to_stream_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_entry(tmp_path / "entry", molecule("D2"), PIXEL_SIZE, SimulationSettings(num_particles=20, symmetry="D2"))
+    ways = ["--output", str(tmp_path / "ways"), "--aligned", "20"]
+    assert main(["bench", "proposers", str(tmp_path / "entry"), *ways]) == 2
+    assert "20 particles, of which --aligned 20 leaves none to stream; give less" in capsys.readouterr().err
+    assert main(["bench", "proposers", str(tmp_path / "none"), *ways]) == 75
+    assert not (tmp_path / "ways").exists()
