@@ -19,6 +19,8 @@ def way_lines(summary: Mapping[str, Any]) -> list[Line]:
     lines = []
     if summary.get("first_pose_seconds") is not None:
         lines.append(("first pose after the last aligned row", f"{summary['first_pose_seconds']:,.1f} s"))
+    if summary.get("num_redone"):
+        lines.append(("redone since; latencies are of first poses", f"{summary['num_redone']:,}"))
     measured = sum(half["num_particles"] for half in summary.get("per_half", ()))
     for way, words in _SHOWN:
         median = summary.get(f"{way}_median_angular_error_deg")

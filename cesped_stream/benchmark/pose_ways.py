@@ -15,7 +15,14 @@ from cesped_stream.benchmark.metrics import shift_rmse_angstrom
 from cesped_stream.conventions import SHIFT_LABELS, euler_deg_to_rotation
 from cesped_stream.inference import PoseBatch
 from cesped_stream.particles.flags import ImageFlag
-from cesped_stream.particles.own_columns import GALLERY_POSE, NETWORK_POSE, PROPOSER, is_refined, poses_of
+from cesped_stream.particles.own_columns import (
+    GALLERY_POSE,
+    NETWORK_POSE,
+    PROPOSER,
+    REVISION,
+    is_refined,
+    poses_of,
+)
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import NETWORK_PROPOSER
@@ -28,6 +35,7 @@ LIMIT_ROWS: Final = 4000
 REFERENCES_FOLDER: Final = "references"
 """Where a checkpoint that holds more than references holds them: a published checkpoint of its own."""
 BY_PROPOSER: Final = "poses_by_proposer"
+NUM_REDONE: Final = "num_redone"
 _FIGURES = ("median_angular_error_deg", "mean_angular_error_deg", "fraction_within_5_deg")
 _WAYS = ("network", "gallery", "refined")
 
@@ -56,11 +64,11 @@ def errors_of_ways(comparison: Comparison, rows: ParticleTable | None) -> dict[s
 
     `network_`, `gallery_` and `refined_`: median and mean error, share within 5 degrees, and of how many particles:
     the network may have come later than the gallery. `poses_by_proposer` holds the same of each proposer's own rows,
-    beside the errors of what it answered, so that ways can be compared on equal rows. Shift errors are those of
-    `metrics.shift_rmse_angstrom`, where the truth has origins.
+    beside the errors of what it answered, so that ways can be compared on equal rows. `num_redone` rows had an earlier
+    pose, which latencies are of. Shift errors are those of `metrics.shift_rmse_angstrom`, where the truth has origins.
     """
     nothing = {f"{way}_{figure}": None for way in _WAYS for figure in _FIGURES} | {"refined_shift_error_angstrom": None}
-    numbers = {f"{way}_num_particles": 0 for way in _WAYS}
+    numbers = {f"{way}_num_particles": 0 for way in _WAYS} | {NUM_REDONE: 0}
     errors = comparison.errors_deg
     if rows is None or not len(errors) or not np.isfinite(errors).all():
         return nothing | numbers | {BY_PROPOSER: {}}
@@ -71,6 +79,7 @@ def errors_of_ways(comparison: Comparison, rows: ParticleTable | None) -> dict[s
         "refined": np.where([is_refined(name) for name in made_by], errors, np.nan),
     }
     found: dict[str, Any] = nothing | _of_ways(comparison, rows, errors_of, np.ones(len(rows), np.bool_))
+    found[NUM_REDONE] = sum(value != "0" for value in rows.column(REVISION)) if REVISION in rows else 0
     found[BY_PROPOSER] = {
         str(name): {"num_particles": int((made_by == name).sum())}
         | figures_of("", errors[made_by == name])

@@ -34,6 +34,13 @@ def test_each_way_that_made_poses_has_a_line_and_says_of_how_many() -> None:
     assert way_lines({}) == []
 
 
+def test_rows_that_were_redone_are_told_where_latencies_are_of_first_poses() -> None:
+    redone = SUMMARY | {"num_redone": 1000, "network_mean_angular_error_deg": 60.0}
+    assert ("redone since; latencies are of first poses", "1,000") in way_lines(redone)
+    assert "1,000 rows were redone with a later checkpoint" in "".join(ways_section(redone))
+    assert "redone" not in "".join(ways_section(SUMMARY))
+
+
 @pytest.mark.parametrize(("kind", "words"), [("calibrated", "(calibrated)"), ("mass", "(not calibrated: a rank)")])
 def test_confidence_is_told_with_chance_beside_it_and_is_called_what_it_is(kind: str, words: str) -> None:
     found = SureRows([kind] * NUMBER).measured()

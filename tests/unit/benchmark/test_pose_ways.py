@@ -115,6 +115,13 @@ def test_one_run_has_the_figures_of_every_way_and_of_each_proposers_rows(truth: 
     assert both["median_angular_error_deg"] == pytest.approx(REFINED_DEG, abs=1e-4)
 
 
+def test_rows_that_had_an_earlier_pose_are_counted(truth: ParticleTable) -> None:
+    comparison, rows = compared(truth, [GALLERY] * STREAMED)
+    assert rows is not None and errors_of_ways(comparison, rows)["num_redone"] == 0
+    redone = rows.with_columns({"cestreamRevision": ["0"] * (STREAMED - 3) + ["1", "1", "2"]})
+    assert errors_of_ways(comparison, redone)["num_redone"] == 3
+
+
 def test_rows_without_columns_of_own_poses_tell_their_answer_alone(truth: ParticleTable) -> None:
     comparison, rows = compared(truth, [BOTH] * STREAMED)
     assert rows is not None
