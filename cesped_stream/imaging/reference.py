@@ -70,7 +70,8 @@ class Reference:
             name = table.column("rlnImageName")[int(found[0])]
             raise PermanentError(
                 f"{table.source or 'particles'}: {len(found)} of {len(table)} particles, first {name}, are in the "
-                "reference that would score them; score them with one that was made without them"
+                "reference that would score them; score them with one that was made without them: the other half-set's "
+                "(half_mode cross_half, which is no gold standard), or one of other rows"
             )
         scored = self.half_set if scored_half is None else scored_half
         if not self.shared and (others := np.flatnonzero(table.half_sets() != scored)).size:
