@@ -47,7 +47,14 @@ from cesped_stream.published import (
     read_published,
 )
 from cesped_stream.reference_pair import MatchingSettings, ReferenceManifest, of_both_halves
-from cesped_stream.reference_proposer import ROWS_AT_ONCE, ReferenceProposer, by_halves, pose_batch, with_confidence
+from cesped_stream.reference_proposer import (
+    ROWS_AT_ONCE,
+    ReferenceProposer,
+    by_halves,
+    pose_batch,
+    threads_of,
+    with_confidence,
+)
 from cesped_stream.settings import InferenceSettings
 
 logger = logging.getLogger(__name__)
@@ -353,7 +360,9 @@ class FusedProposer:
             calibrator = self._calibration.for_half(half, self._half_mode).calibrator if self._fitted_so else None
             return with_confidence(poses, features_of(found.matched, found.apart_deg), optics_names(rows), calibrator)
 
-        return by_halves(table, self._matching.gallery.num_modes, of_half)
+        for half in np.unique(table.half_sets()).tolist():
+            self._matcher(half)
+        return by_halves(table, self._matching.gallery.num_modes, of_half, threads_of(self._matching))
 
     def refined(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
         """Return the poses that refinement alone makes of the rows' own poses: of true ones, the limit of the noise."""

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 
 from cesped_stream.calibration.calibrator import Calibrator
 from cesped_stream.calibration.store import Calibration, load_calibration
@@ -16,17 +18,21 @@ from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch
 from cesped_stream.matching import Float64, MatchedPoses, ReferenceMatcher
 from cesped_stream.model.checkpoint import HalfMode
+from cesped_stream.model.device import pick_device
 from cesped_stream.particles.flags import Clipped, ImageFlag
 from cesped_stream.particles.reference_members import ReferenceMembers
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import Int64, ParticleTable
 from cesped_stream.published import check_files
 from cesped_stream.reference_pair import MatchingSettings, half_matcher, read_reference_manifest
+from cesped_stream.training.fit import intra_op_threads
 
 logger = logging.getLogger(__name__)
 
 PROPOSER: Final = "gallery+refinement"
 ROWS_AT_ONCE: Final = 512
+MOST_THREADS: Final = 16
+"""Each holds `gallery.memory_mib` and `refinement.memory_mib` of its own."""
 
 
 class ReferenceProposer:
@@ -75,7 +81,8 @@ class ReferenceProposer:
             calibrator = self._calibration.for_half(half, self._half_mode).calibrator
             return with_confidence(poses, features_of(found), optics_names(rows), calibrator)
 
-        return by_halves(table, self._matching.gallery.num_modes, of_half)
+        self.make_matchers(table)
+        return by_halves(table, self._matching.gallery.num_modes, of_half, threads_of(self._matching))
 
     def refined(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
         """Return the poses that refinement alone makes of the rows' own poses: of true ones, the limit of the noise.
@@ -86,11 +93,20 @@ class ReferenceProposer:
         outside = np.flatnonzero(~members.among(table, self._half_mode))
         poses = PoseBatch.empty(len(table), 1)
         poses.flag[:] = ImageFlag.IN_REFERENCE
+        self.make_matchers(table)
         found = by_halves(
-            table.select(outside), 1, lambda half, rows: pose_batch(self.matcher(half).refine(rows, reader))
+            table.select(outside),
+            1,
+            lambda half, rows: pose_batch(self.matcher(half).refine(rows, reader)),
+            threads_of(self._matching),
         )
         poses.put(outside, found)
         return poses
+
+    def make_matchers(self, table: ParticleTable) -> None:
+        """Make what gives these rows poses, before threads share it."""
+        for half in np.unique(table.half_sets()).tolist():
+            self.matcher(half)
 
     def matcher(self, half: int) -> ReferenceMatcher:
         """Return what gives the particles of a half-set their poses."""
@@ -101,15 +117,39 @@ class ReferenceProposer:
         return self._matchers[half]
 
 
-def by_halves(table: ParticleTable, candidates: int, find: Callable[[int, ParticleTable], PoseBatch]) -> PoseBatch:
-    """Return the poses of a table's rows, in their order, from what `find` gives for a half-set and its rows."""
+def by_halves(
+    table: ParticleTable, candidates: int, find: Callable[[int, ParticleTable], PoseBatch], threads: int = 1
+) -> PoseBatch:
+    """Return the poses of a table's rows, in their order, from what `find` gives for a half-set and some of its rows.
+
+    With several threads each takes rows of its own, on one core: a batch is too small to be shared among cores.
+    """
     poses = PoseBatch.empty(len(table), candidates)
     half_sets = table.half_sets()
+    parts: list[tuple[int, Int64]] = []
     for half in HALVES:
         index = np.flatnonzero(half_sets == half)
-        if len(index):
-            poses.put(index, find(half, table.select(index)))
+        number = max(1, round(threads * len(index) / max(len(table), 1)))
+        parts += [(half, part) for part in np.array_split(index, number) if len(part)]
+
+    def found(part: tuple[int, Int64]) -> PoseBatch:
+        return find(part[0], table.select(part[1]))
+
+    if threads == 1 or len(parts) == 1:
+        for part in parts:
+            poses.put(part[1], found(part))
+        return poses
+    with intra_op_threads(1), ThreadPoolExecutor(threads) as pool:
+        for part, answer in zip(parts, pool.map(found, parts), strict=True):
+            poses.put(part[1], answer)
     return poses
+
+
+def threads_of(matching: MatchingSettings) -> int:
+    """Return how many threads give poses: as many as torch has, at most `MOST_THREADS`; one beside a GPU."""
+    if pick_device(matching.device).type != "cpu":
+        return 1
+    return min(torch.get_num_threads(), MOST_THREADS)
 
 
 def with_confidence(

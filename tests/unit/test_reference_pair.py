@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.imaging import random_rotations
 from support.matching import PIXEL_SIZE, molecule
 
@@ -44,6 +45,7 @@ from cesped_stream.settings import (
 )
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
+from cesped_stream.training.fit import intra_op_threads
 from cesped_stream_service.training_gate import verify_checkpoint
 
 MATCHING = MatchingSettings(
@@ -204,6 +206,22 @@ def test_a_particle_knows_nothing_of_its_neighbours(published: Path, poses: Pose
         part = proposer.poses(streamed.select(rows), StackReader())
         for name in PoseBatch.__dataclass_fields__:
             np.testing.assert_array_equal(getattr(part, name), getattr(poses, name)[rows], name)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_the_rows_and_change_no_bit(
+    published: Path, poses: PoseBatch, streamed: ParticleTable, threads: int
+) -> None:
+    with intra_op_threads(threads):
+        found = ReferenceProposer(published, MATCHING).poses(streamed, StackReader())
+        assert torch.get_num_threads() == threads
+    for name in PoseBatch.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(found, name), getattr(poses, name), name)
+
+
+def test_a_row_of_the_reference_is_refused_by_any_thread(published: Path, aligned: ParticleTable) -> None:
+    with intra_op_threads(2), pytest.raises(PermanentError, match="in the reference"):
+        ReferenceProposer(published, MATCHING).poses(aligned, StackReader())
 
 
 def test_a_map_whose_pixel_size_cannot_be_right_is_refused(aligned: ParticleTable, tmp_path: Path) -> None:
