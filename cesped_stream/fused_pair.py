@@ -362,7 +362,8 @@ class FusedProposer:
 
         for half in np.unique(table.half_sets()).tolist():
             self._matcher(half)
-        return by_halves(table, self._matching.gallery.num_modes, of_half, threads_of(self._matching))
+        rows_each = max(self._matching.gallery.batch_size, self.predictor.batch_size)
+        return by_halves(table, self._matching.gallery.num_modes, of_half, threads_of(self._matching), rows_each)
 
     def refined(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
         """Return the poses that refinement alone makes of the rows' own poses: of true ones, the limit of the noise."""

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 SURELY_A_PARTICLE: Final = 2.0
 """In standard deviations of noise above it."""
+MOST_WRONG_LABELS: Final = 0.25
+"""Share of held-out rows of wrong labels above which none is taken for wrong: so many mean something else, another
+frame or conformation, and that counts."""
 LEAST_RIGHT: Final = 0.02
 """Share of held-out poses that must be right. With fewer, a curve has next to nothing to tell right from wrong by, and
 labels in another frame than the reference are likelier than so bad a reference."""
@@ -125,11 +128,13 @@ def fit_confidence(
         )
     doubted = usable[_wrong_labels(matcher, table.select(usable), reader, found.above_noise[usable])]
     doubted = doubted[errors[doubted] > settings.within_deg]
-    few = too_few(table.select(np.setdiff1d(usable, doubted)), half, settings)
-    if few is not None:
-        return few
-    errors[doubted] = np.nan
-    logger.info("confidence is fitted", extra={"half": half, "rows": len(usable), "wrong_labels": len(doubted)})
+    said = {"half": half, "rows": len(usable), "wrong_labels": len(doubted)}
+    if len(doubted) <= MOST_WRONG_LABELS * len(usable):
+        errors[doubted] = np.nan
+        logger.info("confidence is fitted", extra=said)
+    else:
+        logger.warning("too many held-out rows disagree with the reference to be wrong labels: all count", extra=said)
+    least = int(settings.min_particles * (1 - MOST_WRONG_LABELS))
     answers = HeldOutAnswers(
         particle_ids=[str(digest) for digest in particle_digests(table).tolist()],
         features=features,
@@ -137,7 +142,8 @@ def fit_confidence(
         optics_groups=optics_names(table),
         micrographs=table.micrographs(),
     )
-    return fit_calibrator(answers, half_set=half, seen=map(str, seen.tolist()), settings=settings)
+    allowed = settings.model_copy(update={"min_particles": least})  # as many were there before wrong labels went
+    return fit_calibrator(answers, half_set=half, seen=map(str, seen.tolist()), settings=allowed)
 
 
 def _wrong_labels(
@@ -146,7 +152,7 @@ def _wrong_labels(
     """Which rows `(n,)`, all of a usable image, surely show the particle, but not at their own poses.
 
     The reference explains the image at the row's own pose no better than noise does (`agreeing`), at another one far
-    better. To count them as errors would take the share of wrong aligned poses off every confidence. Junk stays: it
-    is no surer at any pose.
+    better. To count them as errors would take the share of wrong aligned poses off every confidence. Junk that is no
+    surer at any pose than noise stays; junk that resembles the particle goes, where its own pose does not fit it.
     """
     return np.asarray(~agreeing(matcher.own_log_likelihoods(table, reader)) & (above_noise > SURELY_A_PARTICLE))

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 PROPOSER: Final = "gallery+refinement"
 ROWS_AT_ONCE: Final = 512
+PARTS_EACH: Final = 2
+"""Parts of the rows for each thread, so that none waits long for the last."""
 MOST_THREADS: Final = 16
 """Each holds `gallery.memory_mib` and `refinement.memory_mib` of its own."""
 
@@ -82,7 +84,8 @@ class ReferenceProposer:
             return with_confidence(poses, features_of(found), optics_names(rows), calibrator)
 
         self.make_matchers(table)
-        return by_halves(table, self._matching.gallery.num_modes, of_half, threads_of(self._matching))
+        rows_each = self._matching.gallery.batch_size
+        return by_halves(table, self._matching.gallery.num_modes, of_half, threads_of(self._matching), rows_each)
 
     def refined(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
         """Return the poses that refinement alone makes of the rows' own poses: of true ones, the limit of the noise.
@@ -93,12 +96,14 @@ class ReferenceProposer:
         outside = np.flatnonzero(~members.among(table, self._half_mode))
         poses = PoseBatch.empty(len(table), 1)
         poses.flag[:] = ImageFlag.IN_REFERENCE
-        self.make_matchers(table)
+        rest = table.select(outside)
+        self.make_matchers(rest)
         found = by_halves(
-            table.select(outside),
+            rest,
             1,
             lambda half, rows: pose_batch(self.matcher(half).refine(rows, reader)),
             threads_of(self._matching),
+            self._matching.refinement.batch_size,
         )
         poses.put(outside, found)
         return poses
@@ -118,24 +123,29 @@ class ReferenceProposer:
 
 
 def by_halves(
-    table: ParticleTable, candidates: int, find: Callable[[int, ParticleTable], PoseBatch], threads: int = 1
+    table: ParticleTable,
+    candidates: int,
+    find: Callable[[int, ParticleTable], PoseBatch],
+    threads: int = 1,
+    rows_each: int = 1,
 ) -> PoseBatch:
     """Return the poses of a table's rows, in their order, from what `find` gives for a half-set and some of its rows.
 
-    With several threads each takes rows of its own, on one core: a batch is too small to be shared among cores.
+    With several threads each takes rows of its own, on one core: a batch is too small to be shared among cores. What
+    they take are multiples of `rows_each`, to which `find` pads, but for a half-set's last ones.
     """
     poses = PoseBatch.empty(len(table), candidates)
     half_sets = table.half_sets()
     parts: list[tuple[int, Int64]] = []
     for half in HALVES:
         index = np.flatnonzero(half_sets == half)
-        number = max(1, round(threads * len(index) / max(len(table), 1)))
-        parts += [(half, part) for part in np.array_split(index, number) if len(part)]
+        size = len(index) if threads == 1 else rows_each * -(-len(table) // (PARTS_EACH * threads * rows_each))
+        parts += [(half, index[start : start + size]) for start in range(0, len(index), max(size, 1))]
 
     def found(part: tuple[int, Int64]) -> PoseBatch:
         return find(part[0], table.select(part[1]))
 
-    if threads == 1 or len(parts) == 1:
+    if threads == 1:
         for part in parts:
             poses.put(part[1], found(part))
         return poses

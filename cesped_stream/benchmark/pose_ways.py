@@ -67,8 +67,9 @@ def errors_of_ways(comparison: Comparison, rows: ParticleTable | None) -> dict[s
     beside the errors of what it answered, so that ways can be compared on equal rows. `num_redone` rows had an earlier
     pose, which latencies are of. Shift errors are those of `metrics.shift_rmse_angstrom`, where the truth has origins.
     """
-    nothing = {f"{way}_{figure}": None for way in _WAYS for figure in _FIGURES} | {"refined_shift_error_angstrom": None}
-    numbers = {f"{way}_num_particles": 0 for way in _WAYS} | {NUM_REDONE: 0}
+    nothing = {f"{way}_{figure}": None for way in _WAYS for figure in _FIGURES}
+    nothing |= {"refined_shift_error_angstrom": None, NUM_REDONE: None}
+    numbers = {f"{way}_num_particles": 0 for way in _WAYS}
     errors = comparison.errors_deg
     if rows is None or not len(errors) or not np.isfinite(errors).all():
         return nothing | numbers | {BY_PROPOSER: {}}

@@ -31,7 +31,7 @@ def ways_section(ways: Mapping[str, Any]) -> list[str]:
     if len(rows) < 2:
         return []
     columns = ("way", "particles", "median", "mean", "within 5°", "shift error")
-    redone = ways.get("num_redone", 0)
+    redone = ways.get("num_redone") or 0
     words = f"{redone:,} rows were redone with a later checkpoint; latencies are those of their first poses."
     said = [html.bullets([words])] if redone else []
     return [html.heading("Each way of making poses"), *said, html.table(columns, rows)]

@@ -50,7 +50,7 @@ def reference_from_rows(
     noise model is fitted to each part with the map of the other. Rows that the other part's map explains no better than
     noise does (junk, wrong poses: `agreement`) are left out, and all is made again; they stay members. Images of other
     boxes or pixel sizes than the most frequent are resampled to it. Memory: `ROWS_AT_ONCE` images, two padded maps and
-    up to `settings.noise_rows` images' coefficients, more where optics groups need them (`PRIOR_ROWS` each).
+    up to `settings.noise_rows` images' coefficients, more where optics groups need them (2 `PRIOR_ROWS` each).
     InvalidStarError for rows of two half-sets, or fewer than `LEAST_ROWS` with a pose and a usable image; else what
     reading raises.
     """

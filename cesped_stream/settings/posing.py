@@ -132,7 +132,9 @@ class GallerySettings(Settings):
     num_kept: int = Field(64, ge=1, description="Grid rotations kept in a particle's distribution.")
     num_modes: int = Field(3, ge=1, le=50, description="Distinct poses kept, best first.")
     batch_size: int = Field(32, ge=1, description="Particles in one matrix product; the last batch is padded to it.")
-    memory_mib: int = Field(64, ge=1, description="Scores held at a time; views come in tiles accordingly.")
+    memory_mib: int = Field(
+        64, ge=1, description="Scores held at a time by each CPU thread; views come in tiles accordingly."
+    )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="Of the coarse search's products; tf32 only means something on a GPU."
     )
@@ -169,4 +171,4 @@ class RefinementSettings(Settings):
         description="Shifts searched about the proposal's in x and y; 0: one and a half steps of the gallery's.",
     )
     batch_size: int = Field(16, ge=1, description="Proposals searched at a time.")
-    memory_mib: int = Field(256, ge=1, description="Candidates' projections held at a time.")
+    memory_mib: int = Field(256, ge=1, description="Candidates' projections held at a time by each CPU thread.")

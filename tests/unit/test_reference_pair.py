@@ -154,19 +154,23 @@ def test_confidence_of_a_half_is_fitted_on_the_other_halfs_rows_only(aligned: Pa
     assert manifest.files[file.name] and not manifest.uncalibrated
 
 
+def with_random_poses(table: ParticleTable, share: float) -> tuple[ParticleTable, np.ndarray]:
+    """The table with random poses in about that share of its rows, and which."""
+    rng = np.random.default_rng(7)
+    wrong = rng.uniform(size=len(table)) < share
+    rotations = np.where(wrong[:, None, None], random_rotations(len(table), rng), table.rotations())
+    angles = rotation_to_euler_deg(rotations).T
+    columns = {label: [f"{value:.6f}" for value in values] for label, values in zip(ANGLE_LABELS, angles, strict=True)}
+    return table.with_columns(columns), wrong
+
+
 def test_random_poses_among_the_held_out_rows_take_nothing_off_the_confidence(
     aligned: ParticleTable, streamed: ParticleTable, tmp_path: Path
 ) -> None:
-    rng = np.random.default_rng(7)
-    wrong = rng.uniform(size=len(aligned)) < 0.2
-    rotations = np.where(wrong[:, None, None], random_rotations(len(aligned), rng), aligned.rotations())
-    angles = rotation_to_euler_deg(rotations)
-    spoilt = aligned.with_columns(
-        {label: [f"{value:.6f}" for value in values] for label, values in zip(ANGLE_LABELS, angles.T, strict=True)}
-    )
-    fewer = replace(MATCHING, calibration=CalibrationSettings(min_particles=100))
+    spoilt, wrong = with_random_poses(aligned, 0.2)
+    enough = replace(MATCHING, calibration=CalibrationSettings(min_particles=220))
     folder, manifest = publish_references(
-        spoilt, StackReader(), TRAINING, fewer, work_folder=tmp_path / "work", checkpoints_folder=tmp_path
+        spoilt, StackReader(), TRAINING, enough, work_folder=tmp_path / "work", checkpoints_folder=tmp_path
     )
     calibration = load_calibration(folder / manifest.calibration, checkpoint_id="", symmetry="D2")
     for half in (0, 1):
@@ -174,10 +178,25 @@ def test_random_poses_among_the_held_out_rows_take_nothing_off_the_confidence(
         others = aligned.half_sets() == 1 - half
         assert calibrator is not None
         assert (~wrong[others]).sum() <= calibrator.num_particles <= (~wrong[others]).sum() + 0.1 * wrong[others].sum()
-    poses = ReferenceProposer(folder, fewer).poses(streamed, StackReader())
+    poses = ReferenceProposer(folder, enough).poses(streamed, StackReader())
     errors = angular_error_deg(streamed.rotations(), poses.rotation, group_rotations("D2"))
     assert poses.calibrated.all()
     assert poses.confidence.mean() == pytest.approx((errors <= 5).mean(), abs=0.05)
+
+
+def test_where_too_many_held_out_rows_disagree_all_of_them_count(
+    aligned: ParticleTable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoilt, _ = with_random_poses(aligned, 0.4)
+    enough = replace(MATCHING, calibration=CalibrationSettings(min_particles=220))
+    folder, manifest = publish_references(
+        spoilt, StackReader(), TRAINING, enough, work_folder=tmp_path / "work", checkpoints_folder=tmp_path
+    )
+    calibration = load_calibration(folder / manifest.calibration, checkpoint_id="", symmetry="D2")
+    for half in (0, 1):
+        calibrator = calibration.halves[half].calibrator
+        assert calibrator is not None and calibrator.num_particles == 230
+    assert any("too many held-out rows disagree" in record.getMessage() for record in caplog.records)
 
 
 def test_held_out_micrographs_are_in_no_reference(published: Path, aligned: ParticleTable) -> None:
