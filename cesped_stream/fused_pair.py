@@ -49,10 +49,10 @@ from cesped_stream.published import (
 from cesped_stream.reference_pair import MatchingSettings, ReferenceManifest, of_both_halves
 from cesped_stream.reference_proposer import (
     ROWS_AT_ONCE,
+    FindPoses,
     ReferenceProposer,
     by_halves,
     pose_batch,
-    threads_of,
     with_confidence,
 )
 from cesped_stream.settings import InferenceSettings
@@ -203,7 +203,7 @@ def _half(
     own = table.select(np.flatnonzero(table.half_sets() == half))
     seen: UInt64 = np.union1d(matcher.reference.members, particle_digests(own))
     features = features_of(found.matched, found.apart_deg)
-    calibrator = fit_confidence(rows, found.matched, features, matcher, reader, half, seen, matching.calibration)
+    calibrator = fit_confidence(rows, found.matched, features, matcher, reader, seen, matching.calibration)
     return _Half(_record(rows, found, both, references.manifest.symmetry), fit, calibrator)
 
 
@@ -349,21 +349,25 @@ class FusedProposer:
         is in the reference that would score it; else what reading raises.
         """
 
-        def of_half(half: int, rows: ParticleTable) -> PoseBatch:
-            found = self._matcher(half).match(rows, reader)
-            poses = replace(
-                pose_batch(found.matched),
-                network_rotation=found.network_rotation,
-                gallery_rotation=found.gallery_rotation,
-                apart_deg=found.apart_deg,
-            )
+        def of_half(half: int) -> FindPoses:
+            matcher = self._matcher(half)
             calibrator = self._calibration.for_half(half, self._half_mode).calibrator if self._fitted_so else None
-            return with_confidence(poses, features_of(found.matched, found.apart_deg), optics_names(rows), calibrator)
 
-        for half in np.unique(table.half_sets()).tolist():
-            self._matcher(half)
+            def find(rows: ParticleTable) -> PoseBatch:
+                found = matcher.match(rows, reader)
+                poses = replace(
+                    pose_batch(found.matched),
+                    network_rotation=found.network_rotation,
+                    gallery_rotation=found.gallery_rotation,
+                    apart_deg=found.apart_deg,
+                )
+                features = features_of(found.matched, found.apart_deg)
+                return with_confidence(poses, features, optics_names(rows), calibrator)
+
+            return find
+
         rows_each = max(self._matching.gallery.batch_size, self.predictor.batch_size)
-        return by_halves(table, self._matching.gallery.num_modes, of_half, threads_of(self._matching), rows_each)
+        return by_halves(table, of_half, self._matching, rows_each=rows_each)
 
     def refined(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
         """Return the poses that refinement alone makes of the rows' own poses: of true ones, the limit of the noise."""

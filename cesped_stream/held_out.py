@@ -105,21 +105,20 @@ def fit_confidence(
     features: dict[str, Float64],
     matcher: ReferenceMatcher,
     reader: StackReader,
-    half: int,
     seen: UInt64,
     settings: CalibrationSettings,
 ) -> Calibrator | TooFew:
-    """Return the calibrator of the models of `half` from their poses of held-out rows, or why there is none.
+    """Return the calibrator of a half-set's models from their poses of held-out rows, or why there is none.
 
-    `matcher` holds the half's reference. Rows whose own pose is what is wrong (`_wrong_labels`) are not fitted on.
+    `matcher` holds the half-set's reference. Rows whose own pose is what is wrong (`_wrong_labels`) are not fitted on.
     `seen` are the `particle_digests` of all that these models have seen; ValueError where a row is among them.
     """
-    symmetry = matcher.reference.symmetry
+    half = matcher.reference.half_set
     usable = np.flatnonzero(np.isfinite(found.rotation).all(axis=(1, 2)))
     few = too_few(table.select(usable), half, settings)
     if few is not None:
         return few
-    errors = errors_deg(table, found.rotation, symmetry)
+    errors = errors_deg(table, found.rotation, matcher.reference.symmetry)
     right = int((errors[usable] <= settings.within_deg).sum())
     if right < LEAST_RIGHT * len(usable):
         return TooFew(

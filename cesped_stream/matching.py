@@ -18,7 +18,7 @@ from cesped_stream.imaging.noise_model import NoiseModel, NoiseScores, fit_noise
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
 from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.table import ParticleTable, thinned
 from cesped_stream.reconstruction.agreement import log_likelihoods
 from cesped_stream.refinement.matching import RefinedPoses, Refiner
 from cesped_stream.refinement.particle_score import particle_scores
@@ -260,7 +260,7 @@ class ReferenceMatcher:
         none is usable.
         """
         noise = self._known_noise()
-        sample = table.select(np.arange(0, len(table), -(-len(table) // NOISE_SAMPLE) or 1))
+        sample = table.select(thinned(len(table), NOISE_SAMPLE))
         found = self._read(sample, reader)
         if not len(found.index):
             raise PermanentError(
@@ -295,7 +295,7 @@ class ReferenceMatcher:
         not be in the reference. PermanentError where fewer than `LEAST_ROWS_FOR_NOISE` have a usable image.
         """
         self.reference.check_holds_none_of(table, self._scored_half)
-        table = table.select(np.arange(0, len(table), -(-len(table) // LEARNING_ROWS) or 1))
+        table = table.select(thinned(len(table), LEARNING_ROWS))
         found = self._read(table, reader)
         if len(found.index) < LEAST_ROWS_FOR_NOISE:
             raise PermanentError(

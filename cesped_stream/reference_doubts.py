@@ -7,7 +7,7 @@ import numpy as np
 from cesped_stream.imaging.reference import Reference
 from cesped_stream.matching import ReferenceMatcher
 from cesped_stream.particles.stacks import StackReader
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.table import ParticleTable, thinned
 
 COMPARED_ROWS: Final = 64
 LEAST_ABOVE_NOISE: Final = 1.0
@@ -24,7 +24,7 @@ def map_doubts(matcher: ReferenceMatcher, table: ParticleTable, reader: StackRea
     and its mirror have the same projections), and another molecule of like shape need not. The matcher must have
     learned and measured the noise. Raises what reading raises.
     """
-    sample = table.select(np.arange(0, len(table), -(-len(table) // COMPARED_ROWS) or 1))
+    sample = table.select(thinned(len(table), COMPARED_ROWS))
     gain, said = matcher.over_inverted(sample, reader), []
     if len(gain) > 1 and gain.mean() < -STANDARD_ERRORS * gain.std(ddof=1) / len(gain) ** 0.5:
         said.append(

@@ -26,10 +26,10 @@ from cesped_stream.errors import InvalidCheckpointError, PermanentError
 from cesped_stream.held_out import TooFew, features_of, fit_confidence, held_out_rows, too_few
 from cesped_stream.imaging.reference import Float32, Reference, reference_id, save_reference
 from cesped_stream.matching import ReferenceMatcher
-from cesped_stream.model.device import pick_device
+from cesped_stream.model.device import cpu_threads, intra_op_threads, pick_device
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import StackReader
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.table import ParticleTable, thinned
 from cesped_stream.published import (
     MANIFEST_NAME,
     REFERENCE_KIND,
@@ -53,7 +53,6 @@ from cesped_stream.settings import (
 )
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
-from cesped_stream.training.fit import intra_op_threads
 from cesped_stream.training.rows import rows_of_half, split_by_micrograph
 
 MAX_VALIDATION_ROWS: Final = 200
@@ -191,8 +190,7 @@ def of_both_halves(make: Callable[[int], T], device: torch.device) -> dict[int, 
         with intra_op_threads(1):
             return make(half)
 
-    parallel = device.type == "cpu" and torch.get_num_threads() > 1
-    with ThreadPoolExecutor(len(HALVES) if parallel else 1) as pool:
+    with ThreadPoolExecutor(min(cpu_threads(device), len(HALVES))) as pool:
         return dict(zip(HALVES, pool.map(made, HALVES), strict=True))
 
 
@@ -276,7 +274,7 @@ def _half(
     reference = reference_from_rows(
         rows.select(split.training), training.symmetry, matching.referencing, reader, device=device
     )
-    held_out = rows.select(split.validation[:: -(-len(split.validation) // MAX_VALIDATION_ROWS) or 1])
+    held_out = rows.select(split.validation[thinned(len(split.validation), MAX_VALIDATION_ROWS)])
     matcher = half_matcher(reference, matching, half)
     on_stage(half, "confidence")
     reference = replace(reference, of_noise=matcher.measure_noise(rows, reader))
@@ -309,7 +307,7 @@ def _calibrator(
         return few
     found = matcher.match(others, reader)
     seen = matcher.reference.members
-    return fit_confidence(others, found, features_of(found), matcher, reader, half, seen, settings)
+    return fit_confidence(others, found, features_of(found), matcher, reader, seen, settings)
 
 
 def _calibration(made: Mapping[int, _Half], symmetry: str) -> tuple[Calibration | None, str]:

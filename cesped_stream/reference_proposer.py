@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 
 from cesped_stream.calibration.calibrator import Calibrator
 from cesped_stream.calibration.store import Calibration, load_calibration
@@ -18,16 +17,17 @@ from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch
 from cesped_stream.matching import Float64, MatchedPoses, ReferenceMatcher
 from cesped_stream.model.checkpoint import HalfMode
-from cesped_stream.model.device import pick_device
+from cesped_stream.model.device import cpu_threads, intra_op_threads, pick_device
 from cesped_stream.particles.flags import Clipped, ImageFlag
 from cesped_stream.particles.reference_members import ReferenceMembers
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import Int64, ParticleTable
 from cesped_stream.published import check_files
 from cesped_stream.reference_pair import MatchingSettings, half_matcher, read_reference_manifest
-from cesped_stream.training.fit import intra_op_threads
 
 logger = logging.getLogger(__name__)
+
+FindPoses = Callable[[ParticleTable], PoseBatch]
 
 PROPOSER: Final = "gallery+refinement"
 ROWS_AT_ONCE: Final = 512
@@ -75,17 +75,18 @@ class ReferenceProposer:
         is in the reference that would score it; else what reading raises.
         """
 
-        def of_half(half: int, rows: ParticleTable) -> PoseBatch:
-            found = self.matcher(half).match(rows, reader)
-            poses = pose_batch(found)
-            if self._calibration is None:
-                return poses
-            calibrator = self._calibration.for_half(half, self._half_mode).calibrator
-            return with_confidence(poses, features_of(found), optics_names(rows), calibrator)
+        def of_half(half: int) -> FindPoses:
+            matcher, calibrator = self.matcher(half), None
+            if self._calibration is not None:
+                calibrator = self._calibration.for_half(half, self._half_mode).calibrator
 
-        self.make_matchers(table)
-        rows_each = self._matching.gallery.batch_size
-        return by_halves(table, self._matching.gallery.num_modes, of_half, threads_of(self._matching), rows_each)
+            def find(rows: ParticleTable) -> PoseBatch:
+                found = matcher.match(rows, reader)
+                return with_confidence(pose_batch(found), features_of(found), optics_names(rows), calibrator)
+
+            return find
+
+        return by_halves(table, of_half, self._matching, rows_each=self._matching.gallery.batch_size)
 
     def refined(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
         """Return the poses that refinement alone makes of the rows' own poses: of true ones, the limit of the noise.
@@ -96,22 +97,14 @@ class ReferenceProposer:
         outside = np.flatnonzero(~members.among(table, self._half_mode))
         poses = PoseBatch.empty(len(table), 1)
         poses.flag[:] = ImageFlag.IN_REFERENCE
-        rest = table.select(outside)
-        self.make_matchers(rest)
-        found = by_halves(
-            rest,
-            1,
-            lambda half, rows: pose_batch(self.matcher(half).refine(rows, reader)),
-            threads_of(self._matching),
-            self._matching.refinement.batch_size,
-        )
-        poses.put(outside, found)
-        return poses
 
-    def make_matchers(self, table: ParticleTable) -> None:
-        """Make what gives these rows poses, before threads share it."""
-        for half in np.unique(table.half_sets()).tolist():
-            self.matcher(half)
+        def of_half(half: int) -> FindPoses:
+            matcher = self.matcher(half)
+            return lambda rows: pose_batch(matcher.refine(rows, reader))
+
+        rows_each = self._matching.refinement.batch_size
+        poses.put(outside, by_halves(table.select(outside), of_half, self._matching, candidates=1, rows_each=rows_each))
+        return poses
 
     def matcher(self, half: int) -> ReferenceMatcher:
         """Return what gives the particles of a half-set their poses."""
@@ -124,42 +117,38 @@ class ReferenceProposer:
 
 def by_halves(
     table: ParticleTable,
-    candidates: int,
-    find: Callable[[int, ParticleTable], PoseBatch],
-    threads: int = 1,
-    rows_each: int = 1,
+    of_half: Callable[[int], FindPoses],
+    matching: MatchingSettings,
+    *,
+    rows_each: int,
+    candidates: int | None = None,
 ) -> PoseBatch:
-    """Return the poses of a table's rows, in their order, from what `find` gives for a half-set and some of its rows.
+    """Return the poses of a table's rows, in their order, from what `of_half` returns to find a half-set's with.
 
     With several threads each takes rows of its own, on one core: a batch is too small to be shared among cores. What
-    they take are multiples of `rows_each`, to which `find` pads, but for a half-set's last ones.
+    they take are multiples of `rows_each`, to which is padded, but for a half-set's last ones. `of_half` is called
+    before they start. `candidates` is by default `gallery.num_modes`.
     """
-    poses = PoseBatch.empty(len(table), candidates)
+    poses = PoseBatch.empty(len(table), candidates or matching.gallery.num_modes)
+    threads = min(cpu_threads(pick_device(matching.device)), MOST_THREADS)
+    size = len(table) if threads == 1 else rows_each * -(-len(table) // (PARTS_EACH * threads * rows_each))
     half_sets = table.half_sets()
-    parts: list[tuple[int, Int64]] = []
-    for half in HALVES:
-        index = np.flatnonzero(half_sets == half)
-        size = len(index) if threads == 1 else rows_each * -(-len(table) // (PARTS_EACH * threads * rows_each))
-        parts += [(half, index[start : start + size]) for start in range(0, len(index), max(size, 1))]
+    parts: list[tuple[FindPoses, Int64]] = []
+    for half in np.unique(half_sets).tolist():
+        find, index = of_half(half), np.flatnonzero(half_sets == half)
+        parts += [(find, index[start : start + size]) for start in range(0, len(index), size)]
 
-    def found(part: tuple[int, Int64]) -> PoseBatch:
-        return find(part[0], table.select(part[1]))
+    def put(part: tuple[FindPoses, Int64]) -> None:
+        find, rows = part
+        poses.put(rows, find(table.select(rows)))
 
     if threads == 1:
         for part in parts:
-            poses.put(part[1], found(part))
+            put(part)
         return poses
     with intra_op_threads(1), ThreadPoolExecutor(threads) as pool:
-        for part, answer in zip(parts, pool.map(found, parts), strict=True):
-            poses.put(part[1], answer)
+        list(pool.map(put, parts))  # the list raises what a thread raised
     return poses
-
-
-def threads_of(matching: MatchingSettings) -> int:
-    """Return how many threads give poses: as many as torch has, at most `MOST_THREADS`; one beside a GPU."""
-    if pick_device(matching.device).type != "cpu":
-        return 1
-    return min(torch.get_num_threads(), MOST_THREADS)
 
 
 def with_confidence(

@@ -71,12 +71,12 @@ def bench_proposers_command(arguments: argparse.Namespace) -> int:
     from .worker import matching_settings
 
     settings = settings_from(arguments, ProposersCommand)
-    _check_entry(settings)
+    given = _given_entry(settings)
     torch.set_num_threads(settings.inference.threads or usable_cores())
     stop = StopRequest().install()
     _keep_settings(settings, output_folder(settings.output))
     with progress_bars(Console(stderr=True)) as bars:
-        rows = _landed(settings, bars)
+        rows = _landed(settings, given, bars)
         training = settings.training.model_copy(update={"symmetry": rows.symmetry})
         ways = AnsweringWays(
             rows,
@@ -98,18 +98,19 @@ def bench_proposers_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_entry(settings: "ProposersCommand") -> None:
-    """Raise before anything is written: what `find_entry` raises, InvalidSettingsError for too small an entry."""
+def _given_entry(settings: "ProposersCommand") -> "Entry | None":
+    """Return the entry that the settings name; what `find_entry` raises, InvalidSettingsError for too small a one."""
     from cesped_stream.benchmark.entries import find_entry
 
     if settings.entry is None:
-        return
+        return None
     entry = find_entry(str(settings.entry), settings.root)
     has = len(entry.particles())
     if has <= settings.aligned:
         raise InvalidSettingsError(
             f"{entry.name}: {has} particles, of which --aligned {settings.aligned} leaves none to stream; give less"
         )
+    return entry
 
 
 def _keep_settings(settings: "ProposersCommand", folder: Path) -> None:
@@ -127,19 +128,17 @@ def _keep_settings(settings: "ProposersCommand", folder: Path) -> None:
         )
 
 
-def _landed(settings: "ProposersCommand", bars: "Progress") -> "LandedRows":
-    """Simulate where no entry is given, and land its rows."""
-    from cesped_stream.benchmark.entries import find_entry
+def _landed(settings: "ProposersCommand", given: "Entry | None", bars: "Progress") -> "LandedRows":
+    """Land the given entry's rows, or those of one that is simulated."""
     from cesped_stream.benchmark.plan import plan_replay
     from cesped_stream.benchmark.replay_settings import ReplaySettings
     from cesped_stream.benchmark.stream_realism import for_replay, in_session_order
     from cesped_stream.benchmark.ways_stream import land_rows
 
-    if settings.entry is None:
+    if given is None:
         entry, realism = _simulated(settings, bars)
     else:
-        entry = find_entry(str(settings.entry), settings.root)
-        realism = for_replay(settings.realism, entry.folder)
+        entry, realism = given, for_replay(settings.realism, given.folder)
     symmetry = entry.symmetry or settings.training.symmetry
     total = settings.aligned + settings.streamed
     replay = ReplaySettings(first_aligned=settings.aligned, limit=total, batch_rows=500, seed=settings.seed)

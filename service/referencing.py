@@ -7,12 +7,13 @@ import numpy as np
 
 from cesped_stream.errors import InvalidCheckpointError, UnreachableFileError
 from cesped_stream.imaging.maps import read_map
+from cesped_stream.model.device import intra_op_threads
 from cesped_stream.particles.own_columns import CHECKPOINT
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reference_pair import ReferenceManifest, publish_map, publish_references
 from cesped_stream.settings import TrainingSettings
-from cesped_stream.training.fit import intra_op_threads, sole_trainer
+from cesped_stream.training.fit import sole_trainer
 
 from .finished import NO_CHECKPOINT
 from .independence import independence_of

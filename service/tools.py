@@ -13,6 +13,7 @@ from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.fused_pair import read_fused_manifest
 from cesped_stream.imaging.maps import read_map
 from cesped_stream.model.checkpoint import read_manifest
+from cesped_stream.model.device import intra_op_threads
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader, parse_image_name, read_header
 from cesped_stream.particles.star import iter_star, read_star, write_star
@@ -94,7 +95,7 @@ def _confidence_words(uncalibrated: str) -> str:
 def _of_map(settings: TrainCommand, reference: Path, table: ParticleTable, console: Console) -> Path:
     work_folder = settings.output / WORK_FOLDER
     volume, pixel_size = read_map(reference)
-    with fit.sole_trainer(work_folder), fit.intra_op_threads(1):
+    with fit.sole_trainer(work_folder), intra_op_threads(1):
         folder, _ = publish_map(
             volume, pixel_size, table, StackReader(), settings.training, matching_settings(settings),
             work_folder=work_folder, checkpoints_folder=settings.output, trained_on=settings.star.name,

@@ -19,7 +19,7 @@ from cesped_stream.inference import PoseBatch
 from cesped_stream.matching import MatchedPoses, ReferenceMatcher
 from cesped_stream.model.device import pick_device
 from cesped_stream.particles.stacks import StackReader
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.table import ParticleTable, thinned
 from cesped_stream.pipeline import open_proposer
 from cesped_stream.reference_pair import MatchingSettings, publish_references
 from cesped_stream.refinement.matching import Refiner
@@ -148,7 +148,7 @@ class AnsweringWays:
         """Return what refinement makes of the true poses of at most about `LIMIT_ROWS` rows: what noise allows."""
         truth = self.rows.truth
         chosen = np.flatnonzero(self.rows.are_particles())
-        chosen = chosen[:: -(-len(chosen) // LIMIT_ROWS) or 1]
+        chosen = chosen[thinned(len(chosen), LIMIT_ROWS)]
         rotation, shift = np.full((len(truth), 3, 3), np.nan), np.full((len(truth), 2), np.nan)
         found = _refined(truth.select(chosen), self._matchers(references))
         rotation[chosen], shift[chosen] = found.rotation, found.shift_angstrom

@@ -24,7 +24,7 @@ from cesped_stream.particles.own_columns import (
     poses_of,
 )
 from cesped_stream.particles.stacks import parse_image_name
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.table import ParticleTable, thinned
 from cesped_stream.pipeline import NETWORK_PROPOSER
 from cesped_stream.published import MANIFEST_NAME, read_listing
 from cesped_stream.reference_pair import ReferenceManifest
@@ -99,7 +99,7 @@ def limit_of_noise(
     there is no reference.
     """
     nothing: dict[str, float | None] = {f"limit_{figure}": None for figure in _FIGURES} | {"limit_num_particles": 0}
-    rows = np.arange(0, len(landed), -(-len(landed) // LIMIT_ROWS) or 1)
+    rows = thinned(len(landed), LIMIT_ROWS)
     if refined is None or not len(rows):
         return nothing
     poses = refined(landed.select(rows))

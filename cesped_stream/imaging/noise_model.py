@@ -46,7 +46,7 @@ class NoiseModel:
     """Of each optics group the noise variance by frequency and a, the scale of the reference in its images."""
 
     keys: tuple[str, ...]
-    """`optics_key` of each group that had images."""
+    """`optics_key` of each group."""
     frequencies_per_angstrom: Float64
     """`(s,)`, ascending."""
     variance: Float64

@@ -1,5 +1,7 @@
-"""Which device a setting means."""
+"""Which device a setting means, and how many CPU threads work for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import get_args
 
 import torch
@@ -16,3 +18,19 @@ def pick_device(device: Device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
+
+
+def cpu_threads(device: torch.device) -> int:
+    """Return how many threads may share work on a device: torch's on a CPU, one beside a GPU."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+@contextmanager
+def intra_op_threads(count: int) -> Iterator[None]:
+    """Run the block with `count` torch threads in this thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

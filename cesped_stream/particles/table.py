@@ -16,6 +16,11 @@ Int64 = NDArray[np.int64]
 OPTICS_GROUP_LABEL = "rlnOpticsGroup"
 
 
+def thinned(count: int, most: int) -> Int64:
+    """Return at most `most` of `count` row numbers, ascending and evenly spread: every k-th."""
+    return np.arange(0, count, -(-count // most) or 1)
+
+
 @dataclass(frozen=True)
 class OpticsGroup:
     """One row of `data_optics`, without its number: two groups with equal values are the same group."""

@@ -18,7 +18,7 @@ from cesped_stream.conventions import HALVES
 from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
 from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.model.checkpoint import CheckpointManifest, HalfRecord, load_checkpoint, publish_checkpoint
-from cesped_stream.model.device import pick_device
+from cesped_stream.model.device import intra_op_threads, pick_device
 from cesped_stream.model.image2sphere import Image2Sphere
 from cesped_stream.model.imagenet import imagenet_weights
 from cesped_stream.particles.stacks import StackReader, read_images
@@ -203,17 +203,6 @@ def _run_both(
         finished = list(pool.map(run_or_fail, halves))
     if not all(finished):
         raise TrainingStopped("training stopped on request; its resume points are kept, start it again to go on")
-
-
-@contextmanager
-def intra_op_threads(count: int) -> Iterator[None]:
-    """Run the block with `count` torch threads in this thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

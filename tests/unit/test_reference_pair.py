@@ -20,6 +20,7 @@ from cesped_stream.imaging.entry import write_entry
 from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch
 from cesped_stream.model.checkpoint import read_manifest
+from cesped_stream.model.device import intra_op_threads
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.stacks import StackReader
@@ -45,7 +46,6 @@ from cesped_stream.settings import (
 )
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
-from cesped_stream.training.fit import intra_op_threads
 from cesped_stream_service.training_gate import verify_checkpoint
 
 MATCHING = MatchingSettings(
@@ -53,6 +53,8 @@ MATCHING = MatchingSettings(
     GallerySettings(grid_order=2, coarse_order=1, keep_fraction=0.2, batch_size=16),
     RefinementSettings(),
 )
+ALMOST_ALL = replace(MATCHING, calibration=CalibrationSettings(min_particles=220))
+"""Confidence needs nearly all of the 230 aligned rows of a half-set."""
 TRAINING = TrainingSettings(symmetry="D2", validation_fraction=0.1)
 
 
@@ -85,9 +87,11 @@ def published(aligned: ParticleTable, tmp_path_factory: pytest.TempPathFactory) 
     return publish(aligned, tmp_path_factory.mktemp("first"))[0]
 
 
-def publish(aligned: ParticleTable, folder: Path) -> tuple[Path, ReferenceManifest]:
+def publish(
+    aligned: ParticleTable, folder: Path, matching: MatchingSettings = MATCHING
+) -> tuple[Path, ReferenceManifest]:
     return publish_references(
-        aligned, StackReader(), TRAINING, MATCHING, work_folder=folder / "work", checkpoints_folder=folder
+        aligned, StackReader(), TRAINING, matching, work_folder=folder / "work", checkpoints_folder=folder
     )
 
 
@@ -139,9 +143,7 @@ def test_too_few_held_out_rows_leave_the_mass_and_the_manifest_says_why(publishe
 
 def test_confidence_of_a_half_is_fitted_on_the_other_halfs_rows_only(aligned: ParticleTable, tmp_path: Path) -> None:
     fewer = replace(MATCHING, calibration=CalibrationSettings(min_particles=100, max_particles=120))
-    folder, manifest = publish_references(
-        aligned, StackReader(), TRAINING, fewer, work_folder=tmp_path / "work", checkpoints_folder=tmp_path
-    )
+    folder, manifest = publish(aligned, tmp_path, fewer)
     file = folder / manifest.calibration
     calibration = load_calibration(file, checkpoint_id="", symmetry="D2")
     assert calibration.reference_ids == {half: record.reference_id for half, record in manifest.halves.items()}
@@ -168,17 +170,14 @@ def test_random_poses_among_the_held_out_rows_take_nothing_off_the_confidence(
     aligned: ParticleTable, streamed: ParticleTable, tmp_path: Path
 ) -> None:
     spoilt, wrong = with_random_poses(aligned, 0.2)
-    enough = replace(MATCHING, calibration=CalibrationSettings(min_particles=220))
-    folder, manifest = publish_references(
-        spoilt, StackReader(), TRAINING, enough, work_folder=tmp_path / "work", checkpoints_folder=tmp_path
-    )
+    folder, manifest = publish(spoilt, tmp_path, ALMOST_ALL)
     calibration = load_calibration(folder / manifest.calibration, checkpoint_id="", symmetry="D2")
     for half in (0, 1):
         calibrator = calibration.halves[half].calibrator
         others = aligned.half_sets() == 1 - half
         assert calibrator is not None
         assert (~wrong[others]).sum() <= calibrator.num_particles <= (~wrong[others]).sum() + 0.1 * wrong[others].sum()
-    poses = ReferenceProposer(folder, enough).poses(streamed, StackReader())
+    poses = ReferenceProposer(folder, ALMOST_ALL).poses(streamed, StackReader())
     errors = angular_error_deg(streamed.rotations(), poses.rotation, group_rotations("D2"))
     assert poses.calibrated.all()
     assert poses.confidence.mean() == pytest.approx((errors <= 5).mean(), abs=0.05)
@@ -188,10 +187,7 @@ def test_where_too_many_held_out_rows_disagree_all_of_them_count(
     aligned: ParticleTable, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spoilt, _ = with_random_poses(aligned, 0.4)
-    enough = replace(MATCHING, calibration=CalibrationSettings(min_particles=220))
-    folder, manifest = publish_references(
-        spoilt, StackReader(), TRAINING, enough, work_folder=tmp_path / "work", checkpoints_folder=tmp_path
-    )
+    folder, manifest = publish(spoilt, tmp_path, ALMOST_ALL)
     calibration = load_calibration(folder / manifest.calibration, checkpoint_id="", symmetry="D2")
     for half in (0, 1):
         calibrator = calibration.halves[half].calibrator
