@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cesped_stream.errors import InvalidCheckpointError
 from cesped_stream.particles.flags import Clipped, ImageFlag
 
+from .failed_rows import LeaseFailure
 from .finished import Finished, Poses
 from .leasing import Member, Members, lease_rows
 from .messages import (
@@ -112,6 +113,8 @@ class Exchange:
         if member.lease is not None and work.leases.get(member.lease.lease_id) is not None:
             # It asks again: the answer to its last question was late or lost.
             return member.lease
+        if work.failed_rows.workers.rests(member.name, now):
+            return idle
         rows = lease_rows(settings.service, settings.inference.batch_size, member.particles_per_second)
         granted = work.lease_next(member, rows, now)
         if granted is None:
@@ -149,7 +152,8 @@ class Exchange:
             problem = f"poses of checkpoint {message.checkpoint_id!a:.80}, the lease is for {lease.checkpoint_id}"
         work.leases.remove(lease, member)
         if problem:
-            work.failed(lease.span, f"a result that is none: {problem}", transient=False, row=-1, now=now)
+            why = f"a result that is none: {problem}"
+            work.failed(lease.span, LeaseFailure(member.name, lease.checkpoint_id, why, transient=False), now)
             return [Outgoing(member.peer, Ack(lease_id=lease.lease_id, accepted=False, reason=problem))]
         span = lease.span
         finished = Finished(
@@ -166,6 +170,7 @@ class Exchange:
             position=span.position,
         )
         work.queue(finished, span)
+        work.failed_rows.done(span, member.name, now)
         self._waiting[lease.lease_id] = member.peer
         return []
 
@@ -185,9 +190,15 @@ class Exchange:
         work.leases.remove(lease, member)
         if message.error == InvalidCheckpointError.__name__:
             work.checkpoint_suspected(lease.checkpoint_id)
-        row = message.row - lease.span.first_row if message.row >= 0 else -1
-        why = f"{message.error}: {message.message}"
-        work.failed(lease.span, why, transient=message.retry_can_help, row=row, now=now)
+        failure = LeaseFailure(
+            member.name,
+            lease.checkpoint_id,
+            f"{message.error}: {message.message}",
+            transient=message.retry_can_help,
+            worker_at_fault=message.worker_at_fault,
+            row=message.row - lease.span.first_row if message.row >= 0 else -1,
+        )
+        work.failed(lease.span, failure, now)
         return [Outgoing(member.peer, Ack(lease_id=message.lease_id, accepted=True))]
 
     def _owns_training(self, work: Work, member: Member, training_id: int) -> bool:

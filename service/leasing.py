@@ -1,7 +1,7 @@
 """Who works on which rows: roles as they are heard, pending rows, and leases that come back from silent roles."""
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -12,8 +12,15 @@ from .settings import ServiceSettings
 SILENT_HEARTBEATS = 6
 LOSSES_PER_FAILURE = 5
 """A lost lease (its worker died) may not be the rows' fault: five of them weigh as much as one failure."""
+RETRIES_BEFORE_HALVING, MOST_HALVINGS_OF_RETRIES = 3, 4
+"""Rows that a retry did not help so often, while others went well, are halved so often at most: not into single rows,
+whose leases would keep the workers from the others for as long as a mount is away."""
 LEASE_ID_BLOCK = 1000
 FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS = 1.0, 60.0
+
+
+Whole = tuple[int, int, int]
+"""(shard, batch, first row) of a lease before it was halved."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +36,32 @@ class Span:
     retries: int = 0
     losses: int = 0
     failing_since: float | None = None
+    halvings: int = 0
+    whole_first_row: int | None = None
+    """First row of the lease that this is a part of since that failed; None where it is no such part."""
 
     def part(self, first: int, many: int) -> "Span":
         """Return `many` rows from the `first`-th of this span."""
         return replace(self, first_row=self.first_row + first, num_rows=many, position=self.position + first)
+
+    def parted(self) -> "Span":
+        """Return the span as one whose parts remember which lease they were of."""
+        return self if self.whole_first_row is not None else replace(self, whole_first_row=self.first_row)
+
+    def halves(self) -> list["Span"]:
+        """Return the two halves of the span, of at least two rows."""
+        whole, middle = replace(self.parted(), halvings=self.halvings + 1), self.num_rows // 2
+        return [whole.part(0, middle), whole.part(middle, self.num_rows - middle)]
+
+    def acquitted(self) -> "Span":
+        """Return the same rows without anything that speaks against them."""
+        return replace(self, failures=0, retries=0, losses=0, failing_since=None)
+
+    @property
+    def whole(self) -> "Whole":
+        """What tells leases of different rows from parts of one that failed."""
+        first = self.first_row if self.whole_first_row is None else self.whole_first_row
+        return self.shard_id, self.batch_id, first
 
     @property
     def order(self) -> tuple[int, int, int, int]:
@@ -134,14 +163,17 @@ class PendingRows:
         else:
             heapq.heappush(self._later, (not_before, span.order, span))
 
-    def take(self, max_rows: int, now: float) -> Span | None:
-        """Return at most `max_rows` rows of the first span, or None where nothing is ready."""
+    def take(self, max_rows: int, now: float, *, rather_not: Collection[Whole] = ()) -> Span | None:
+        """Return at most `max_rows` rows of the first span, or None where nothing is ready.
+
+        Parts of the leases `rather_not` are taken only where nothing else is ready.
+        """
         while self._later and self._later[0][0] <= now:
             _, order, span = heapq.heappop(self._later)
             heapq.heappush(self._ready, (order, span))
         if not self._ready:
             return None
-        _, span = heapq.heappop(self._ready)
+        span = self._first_but(rather_not)
         if span.num_rows > max_rows:
             rest = span.part(max_rows, span.num_rows - max_rows)
             heapq.heappush(self._ready, (rest.order, rest))
@@ -149,6 +181,16 @@ class PendingRows:
         if span.shard_id == 0:
             self.num_rows -= span.num_rows
         return span
+
+    def _first_but(self, rather_not: Collection[Whole]) -> Span:
+        """Remove the first ready span that is no part of `rather_not`, or the first of all, and return it."""
+        others = [entry for entry in self._ready if entry[1].whole not in rather_not] if rather_not else []
+        if not others:
+            return heapq.heappop(self._ready)[1]
+        chosen = min(others)
+        self._ready.remove(chosen)
+        heapq.heapify(self._ready)
+        return chosen[1]
 
     def drop_redos(self) -> None:
         """Forget the rows to redo (a newer request replaces them)."""
@@ -213,20 +255,44 @@ def backoff_seconds(attempts: int) -> float:
     return float(min(LAST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** (attempts - 1)))
 
 
-def after_failure(span: Span, *, transient: bool, now: float) -> Span:
-    """Return the span with one failure more; a failure that a retry can help with counts by time, not by number."""
+def after_failure(span: Span, *, transient: bool, others_go_well: bool, now: float) -> list[Span]:
+    """Return what is to be tried next of rows that failed together.
+
+    Rows that may themselves be to blame are halved, at once, until a failure is a single row's, and counts. A failure
+    that a retry can help with counts by time, not by number; while others go well its rows are halved too, so that one
+    file that is away keeps few rows waiting.
+    """
     since = now if span.failing_since is None else span.failing_since
-    if transient:
-        return replace(span, retries=span.retries + 1, failing_since=since)
-    return replace(span, failures=span.failures + 1, failing_since=since)
+    if not transient:
+        if span.num_rows > 1:
+            return span.acquitted().halves()
+        return [replace(span, failures=span.failures + 1, failing_since=since)]
+    tried = replace(span, retries=span.retries + 1, failing_since=since)
+    is_often = tried.retries > RETRIES_BEFORE_HALVING and tried.halvings < MOST_HALVINGS_OF_RETRIES
+    return tried.halves() if others_go_well and is_often and span.num_rows > 1 else [tried]
 
 
-def after_loss(span: Span) -> Span:
-    return replace(span, losses=span.losses + 1)
+def is_failure(span: Span) -> bool:
+    """Return whether one more loss of these rows speaks against them or their worker: of parts any, else the fifth."""
+    return span.halvings > 0 or (span.losses + 1) % LOSSES_PER_FAILURE == 0
+
+
+def after_loss(span: Span, now: float) -> list[Span]:
+    """Return what is to be tried next of rows whose worker died: the same ones, or, when that was often, their halves.
+
+    Of rows that are a part already, each loss counts as a failure.
+    """
+    if is_failure(span) and (span.halvings or span.num_rows > 1):
+        return after_failure(span, transient=False, others_go_well=False, now=now)
+    return [replace(span, losses=span.losses + 1)]
+
+
+def has_failed_too_long(span: Span, patience_seconds: float, now: float) -> bool:
+    """Return whether retries that can help did not, for longer than the session waits for a file."""
+    return span.failing_since is not None and now - span.failing_since > patience_seconds
 
 
 def is_hopeless(span: Span, settings: ServiceSettings, patience_seconds: float, now: float) -> bool:
-    """Return whether the rows failed often enough to be quarantined."""
+    """Return whether the rows failed often enough, or for long enough, to be quarantined."""
     tries = span.failures + span.losses / LOSSES_PER_FAILURE
-    too_long = span.failing_since is not None and now - span.failing_since > patience_seconds
-    return tries >= settings.max_attempts or too_long
+    return tries >= settings.max_attempts or has_failed_too_long(span, patience_seconds, now)

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-PROTOCOL_VERSION: Literal[3] = 3
+PROTOCOL_VERSION: Literal[4] = 4
 
 # What SQLite, a log line and the status can hold: a peer's larger value is refused at the boundary.
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -22,7 +22,7 @@ Text = Annotated[str, Field(max_length=4000)]
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    version: Literal[3] = PROTOCOL_VERSION
+    version: Literal[4] = PROTOCOL_VERSION
 
 
 class FrameHeader(BaseModel):
@@ -123,6 +123,8 @@ class Failure(Message):
     error: Text
     message: Text
     retry_can_help: bool
+    worker_at_fault: bool = False
+    """The worker's device, memory or copy of the checkpoint is to blame, not the rows."""
     row: Int64 = -1
     """Row within the batch that is to blame, or -1."""
 

@@ -1,17 +1,17 @@
 """Everything that a session has in memory, built from its disk: what a restart, or a failed write, builds again."""
 
-import json
 import logging
 import os
 from pathlib import Path
 
-from cesped_stream.durable import Step, write_whole
+from cesped_stream.durable import Step
 from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, PermanentError
 from cesped_stream.published import REFERENCE_KIND
 
 from .aligned_poses import AlignedPoses
 from .calibration_watch import CalibrationWatch
 from .committing import Committer, shard_groups
+from .failed_rows import FailedRows, LeaseFailure
 from .finished import BatchTables, Finished
 from .ingest import Ingest
 from .leasing import (
@@ -21,10 +21,7 @@ from .leasing import (
     Members,
     PendingRows,
     Span,
-    after_failure,
-    after_loss,
     backoff_seconds,
-    is_hopeless,
 )
 from .ledger import ALIGNED_KINDS, GIVEN, REFERENCE, Ledger
 from .messages import ALIGNED, MAP, POSES, Failure, TrainingDone, TrainingProgress
@@ -86,6 +83,9 @@ class Work:
         self.scorers = Scorers(self.ledger, self.tables, settings.half_mode)
         self.aligned_poses = AlignedPoses(self.ledger, folder)
         self.pending = PendingRows()
+        self.failed_rows = FailedRows(
+            settings, folder, self.ledger, self.tables, self.reinference, self.pending, self.problems, step=step
+        )
         self._queue: list[tuple[Finished, Span]] = []
         self._next_commit = float("-inf")
         self._shard_since: float | None = None
@@ -141,7 +141,7 @@ class Work:
 
     def lease_next(self, member: Member, max_rows: int, now: float) -> tuple[LeaseInHand, VerifiedCheckpoint] | None:
         """Lease the next rows to a worker, with what is to score them; None where there are none, or no checkpoint."""
-        while self.checkpoint is not None and (span := self.pending.take(max_rows, now)) is not None:
+        while self.checkpoint is not None and (span := self._next_span(member, max_rows, now)) is not None:
             in_use = self.reinference.checkpoint if span.shard_id else self.checkpoint
             if in_use is None:  # the redo has ended
                 continue
@@ -152,20 +152,26 @@ class Work:
                 return self.leases.grant(part, checkpoint.checkpoint_id, member, now), checkpoint
             given = self.aligned_poses.of(self.tables.rows(part.batch_id, part.first_row, part.num_rows))
             if given is None:
-                self._quarantine(part, NO_SCORER)
+                self.failed_rows.quarantine(part, NO_SCORER)
             else:
                 self.queue(Finished(part.batch_id, part.first_row, part.num_rows, given=given), part)
         return None
+
+    def _next_span(self, member: Member, max_rows: int, now: float) -> Span | None:
+        return self.pending.take(max_rows, now, rather_not=self.failed_rows.workers.rather_not(member.name))
 
     def expire(self, members: Members, now: float) -> None:
         """Give back what was not answered in time."""
         for lease in self.leases:
             if now > lease.expires:
                 logger.warning("lease expired", extra={"lease_id": lease.lease_id})
-                self.leases.remove(lease, members.get(lease.incarnation))
-                # Its worker beats on, without progress: that says nothing against the rows.
-                span = lease.span if members.get(lease.incarnation) is not None else after_loss(lease.span)
-                self._put_back(span, "its leases expired", now)
+                member = members.get(lease.incarnation)
+                self.leases.remove(lease, member)
+                if member is not None:
+                    # Its worker beats on, without progress: that says nothing against the rows.
+                    self.failed_rows.put_back(lease.span, "its leases expired", now)
+                else:
+                    self.failed_rows.lost(lease, "", now)
 
     def give_back(self, member: Member, now: float, *, fault: bool) -> None:
         """Give back what a role holds; `fault`: it did not say goodbye."""
@@ -173,69 +179,20 @@ class Work:
             lease = self.leases.get(lease_id)
             if lease is not None:
                 self.leases.remove(lease, member)
-                span = after_loss(lease.span) if fault else lease.span
-                self._put_back(span, "its workers died", now)
+                if fault:
+                    self.failed_rows.lost(lease, member.name, now)
+                else:
+                    self.failed_rows.put_back(lease.span, "its workers stopped", now)
 
-    def failed(self, span: Span, why: str, *, transient: bool, row: int, now: float) -> None:
-        """Try the rows again after a while, or quarantine them; a row that alone is to blame alone."""
-        if 0 <= row < span.num_rows and not transient:
-            self._put_back(span.part(0, row), why, now)
-            self._put_back(span.part(row + 1, span.num_rows - row - 1), why, now)
-            span = span.part(row, 1)
-        self._put_back(after_failure(span, transient=transient, now=now), why, now)
-
-    def _put_back(self, span: Span, why: str, now: float) -> None:
-        if span.num_rows == 0 or (span.shard_id and self.reinference.checkpoint is None):
-            return
-        if is_hopeless(span, self._settings.service, self._settings.landing.stack_timeout_seconds, now):
-            self._quarantine(span, why)
-            return
-        tries = span.failures + span.retries
-        self.pending.add(span, now + backoff_seconds(tries) if tries else None)
-        if tries:
-            self.problems[f"batch {span.batch_id}"] = f"batch {span.batch_id}: {why}; tried again"
-
-    def _quarantine(self, span: Span, why: str) -> None:
-        """Set rows aside with a reason file. Rows that were only to be redone keep their pose instead."""
-        name = f"batch_{span.batch_id:06d}_row_{span.first_row}.json"
-        reason = {
-            "batch": str(self._folder.batch_star(span.batch_id)),
-            "first_row": span.first_row + 1,
-            "num_rows": span.num_rows,
-            "reason": why,
-            "remedy": "when the cause is gone: "
-            + ("cesped-stream reinfer" if span.shard_id else f"cesped-stream requeue --batch {span.batch_id}"),
-        }
-        write_whole(self._folder.quarantine / name, json.dumps(reason, indent=1).encode() + b"\n", step=self._step)
-        logger.error("rows quarantined", extra={"batch_id": span.batch_id, "rows": span.num_rows, "why": why})
-        self.problems.pop(f"batch {span.batch_id}", None)
-        with self.ledger.transaction("rows quarantined"):
-            if span.shard_id:
-                self.ledger.executemany(
-                    "INSERT OR IGNORE INTO staged VALUES(?, ?, '')",
-                    [(span.shard_id, span.position + k) for k in range(span.num_rows)],
-                )
-            else:
-                self.ledger.execute(
-                    "INSERT INTO quarantined VALUES(?, ?, ?, ?)", (span.batch_id, span.first_row, span.num_rows, why)
-                )
-                self.ledger.mark_complete([span.batch_id])
-        if span.shard_id:
-            self.reinference.switch_ready({span.shard_id})
+    def failed(self, span: Span, failure: LeaseFailure, now: float) -> None:
+        """Try the rows of a lease that failed again, or quarantine those that are to blame."""
+        self.failed_rows.failed(span, failure, now)
 
     def requeue(self, argument: str) -> str:
         """Bring back a batch (number), a star (path) or everything (""). PermanentError where there is nothing."""
         rows = self.ledger.execute("SELECT batch_id, first_row, num_rows FROM quarantined").fetchall()
         chosen = [row for row in rows if argument in ("", str(row[0]))]
-        with self.ledger.transaction("rows requeued"):
-            for batch_id, first_row, _ in chosen:
-                self.ledger.execute(
-                    "DELETE FROM quarantined WHERE batch_id = ? AND first_row = ?", (batch_id, first_row)
-                )
-            self.ledger.mark_complete([int(row[0]) for row in chosen])
-        for batch_id, first_row, num_rows in chosen:
-            self.pending.add(Span(batch_id, first_row, num_rows))
-            (self._folder.quarantine / f"batch_{batch_id:06d}_row_{first_row}.json").unlink(missing_ok=True)
+        self.failed_rows.bring_back([Span(*row) for row in chosen])
         stars = self.ingest.requeue(argument)
         if argument and not chosen and not stars:
             raise PermanentError(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cesped_stream.conventions import rotation_to_euler_deg
-from cesped_stream.errors import CespedStreamError, TransientError
+from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, TransientError
 from cesped_stream.inference import PoseBatch
 from cesped_stream.model.device import pick_device
 from cesped_stream.particles.flags import ImageFlag
@@ -30,6 +30,8 @@ from .wire import Frames
 logger = logging.getLogger(__name__)
 
 RATE_WEIGHT = 0.5
+_GPU_LIBRARIES = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS", "CUSOLVER_STATUS", "CUFFT_")
+"""In the text of errors that torch gives no class of their own."""
 
 
 class WorkerStopped(Exception):
@@ -80,6 +82,10 @@ class Worker:
             frames=(),
         )
         return result, pose_frames(with_left_out(parts, scored, len(table)))
+
+    def forget(self) -> None:
+        """Let go of the checkpoint and the batch: after an error that nobody foresaw both are read again."""
+        self._proposer, self._table = None, None
 
     def _proposer_of(self, lease: Lease) -> Proposer:
         if self._proposer is None or self._proposer[0] != lease.checkpoint_id:
@@ -164,14 +170,28 @@ def _euler_deg_or_nan(rotations: np.ndarray) -> np.ndarray:
 
 def failure_of(error: Exception, lease_id: int, incarnation: str) -> Failure:
     """Return what to tell the coordinator of an error: a retry can help where the rows themselves are not to blame."""
-    innocent = (TransientError, OSError, MemoryError, torch.cuda.OutOfMemoryError, torch.AcceleratorError)
+    of_worker = is_workers_fault(error)
     return Failure(
         incarnation=incarnation,
         lease_id=lease_id,
         error=type(error).__name__,
         message=str(error)[:2000],
-        retry_can_help=isinstance(error, innocent),
+        retry_can_help=of_worker or isinstance(error, (TransientError, OSError)),
+        worker_at_fault=of_worker,
     )
+
+
+def is_workers_fault(error: Exception) -> bool:
+    """Return whether an error is the device's, the memory's or the checkpoint's, whatever rows it met."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError, InvalidCheckpointError)):
+        return True
+    return is_device_lost(error)
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Return whether an error leaves a GPU that this process cannot use any more."""
+    said = isinstance(error, RuntimeError) and any(name in str(error) for name in _GPU_LIBRARIES)
+    return isinstance(error, torch.AcceleratorError) or said
 
 
 def run_worker(settings: SessionSettings, stop: StopRequest, *, name: str, parent_pid: int = 0) -> int:
@@ -228,9 +248,10 @@ def _answer(
         logger.warning("lease failed", extra={"lease_id": lease.lease_id, "error": repr(error)})
         answer = failure_of(error, lease.lease_id, identity.incarnation)
     except Exception as error:
-        logger.exception("worker cannot go on", extra={"lease_id": lease.lease_id})
+        can_go_on = not is_device_lost(error)
+        logger.exception("lease failed", extra={"lease_id": lease.lease_id, "goes_on": can_go_on})
         answer = failure_of(error, lease.lease_id, identity.incarnation)
-        can_go_on = False
+        worker.forget()
     activity.state = "sending a result"
     ack = talk.ask(answer, Ack, frames=frames, lease_id=lease.lease_id)
     if isinstance(ack, Ack) and not ack.accepted:
