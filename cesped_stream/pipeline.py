@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from cesped_stream.fused_pair import FusedProposer
-from cesped_stream.imaging.preprocess import Preprocessor, image_flags
+from cesped_stream.imaging.preprocess import Preprocessor, row_flags
 from cesped_stream.inference import PoseBatch, Predictor
 from cesped_stream.model.checkpoint import HalfMode
 from cesped_stream.particles.flags import ImageFlag
@@ -113,7 +113,7 @@ def _network_inputs(
         for group in read_images(table.select(chunk), reader, root=root):
             index = chunk[group.index]
             raw = torch.from_numpy(group.images)
-            flags = np.asarray(image_flags(raw), np.uint8)
+            flags = row_flags(raw, ctf.select(index))
             poses.flag[rows[index]] = flags
             poses.digest[rows[index]] = group.digests
             usable = np.flatnonzero(flags == ImageFlag.OK)

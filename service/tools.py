@@ -9,11 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cesped_stream.conventions import HALVES
-from cesped_stream.errors import InvalidSettingsError
+from cesped_stream.errors import CespedStreamError, InvalidSettingsError
+from cesped_stream.faulty_rows import poses_of_each
 from cesped_stream.fused_pair import read_fused_manifest
 from cesped_stream.imaging.maps import read_map
+from cesped_stream.inference import PoseBatch
 from cesped_stream.model.checkpoint import read_manifest
 from cesped_stream.model.device import intra_op_threads
+from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader, parse_image_name, read_header
 from cesped_stream.particles.star import iter_star, read_star, write_star
@@ -30,6 +33,7 @@ from .without_effect import of_training
 from .worker import matching_settings, pose_frames
 
 ROWS_AT_ONCE = 512
+FAULTS_SHOWN = 10
 WORK_FOLDER = "training.work"
 
 
@@ -105,7 +109,7 @@ def _of_map(settings: TrainCommand, reference: Path, table: ParticleTable, conso
 
 
 def infer(settings: InferCommand, console: Console) -> None:
-    """Write the poses of a star's particles; rows whose image is unusable go to a second star."""
+    """Write the poses of a star's particles; rows whose image is unusable, or that fail, go to a second star."""
     if settings.output.resolve() == settings.star.resolve():
         raise InvalidSettingsError(f"output: {settings.output} is the input star; give another path")
     torch.set_num_threads(settings.inference.threads or usable_cores())
@@ -113,18 +117,72 @@ def infer(settings: InferCommand, console: Console) -> None:
     reader = StackReader()
     posed: list[ParticleTable] = []
     unposed: list[ParticleTable] = []
+    faults: list[str] = []
     with progress_bars(console) as bars:
         task = bars.add_task("inferred", total=None)
         for read in iter_star(settings.star, rows_per_table=ROWS_AT_ONCE):
-            table = with_stacks(read, settings.star, settings.image_root)
-            for kept, part in zip((posed, unposed), posed_and_unposed(proposer, table, reader), strict=True):
+            parts = inferred(proposer, read, settings, reader, works=bool(posed))
+            for kept, part in zip((posed, unposed), parts[:2], strict=True):
                 kept.extend([part] if len(part) else [])
-            bars.advance(task, len(table))
+            faults += parts[2]
+            bars.advance(task, len(read))
     for path, tables in ((settings.output, posed), (unposed_path(settings.output), unposed)):
         if tables:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_star(path, joined(tables))
             console.print(f"{path}: {sum(map(len, tables))} particles", highlight=False)
+    for said in faults[:FAULTS_SHOWN]:
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
+    if len(faults) > FAULTS_SHOWN:
+        console.print(f"and {len(faults) - FAULTS_SHOWN} more rows that failed; see cestreamStatus", highlight=False)
+
+
+def inferred(
+    proposer: Proposer, read: ParticleTable, settings: InferCommand, reader: StackReader, *, works: bool
+) -> tuple[ParticleTable, ParticleTable, list[str]]:
+    """Infer rows as they were read; return those with a pose, those without, and why rows failed, one text each.
+
+    Where all of them fail the first one's error is raised, unless others went well before (`works`).
+    """
+    missing = rows_without_stack(read, settings.star, settings.image_root)
+    if len(missing) == len(read) and missing and not works:
+        raise next(iter(missing.values()))
+    there = [row for row in range(len(read)) if row not in missing]
+    unposed = [_unposed(read.select(sorted(missing)), proposer)] if missing else []
+    posed = read.select([])
+    failed: dict[int, Exception] = dict(missing)
+    if there:
+        table = with_stacks(read.select(there), settings.star, settings.image_root)
+        poses, faults = poses_of_each(proposer, table, reader, works=works)
+        posed, flagged = _output_tables(table, poses, proposer)
+        unposed += [flagged] if len(flagged) else []
+        failed.update({there[row]: error for row, error in faults.items()})
+    names = read.column("rlnImageName")
+    said = [f"row {read.first_row + row + 1} ({names[row]}): {failed[row]}" for row in sorted(failed)]
+    return posed, joined(unposed) if unposed else read.select([]), said
+
+
+def rows_without_stack(table: ParticleTable, star: Path, image_root: Path | None) -> dict[int, CespedStreamError]:
+    """Return the rows whose stack is not there or cannot be read, each with the reason."""
+    faults: dict[str, CespedStreamError | None] = {}
+    missing = {}
+    for row, text in enumerate(table.column("rlnImageName")):
+        name = parse_image_name(text)[1]
+        if name not in faults:
+            try:
+                read_header(_stack_of(name, star, image_root))
+                faults[name] = None
+            except CespedStreamError as error:
+                faults[name] = error
+        if (fault := faults[name]) is not None:
+            missing[row] = fault
+    return missing
+
+
+def _unposed(table: ParticleTable, proposer: Proposer) -> ParticleTable:
+    poses = PoseBatch.empty(len(table), 1)
+    poses.flag[:] = ImageFlag.UNREADABLE
+    return _output_tables(table, poses, proposer)[1]
 
 
 def training_progress(bars: Progress) -> Callable[[fit.Progress], None]:
@@ -147,11 +205,15 @@ def posed_and_unposed(
     proposer: Proposer, table: ParticleTable, reader: StackReader
 ) -> tuple[ParticleTable, ParticleTable]:
     """Infer the rows of a table (`with_stacks`); return those with a pose, and those whose image is unusable."""
+    return _output_tables(table, proposer.poses(table, reader), proposer)
+
+
+def _output_tables(table: ParticleTable, poses: PoseBatch, proposer: Proposer) -> tuple[ParticleTable, ParticleTable]:
     finished = Finished(
         batch_id=0,
         first_row=0,
         num_rows=len(table),
-        poses=Poses(**pose_frames(proposer.poses(table, reader))),
+        poses=Poses(**pose_frames(poses)),
         checkpoint_id=proposer.checkpoint_id,
         proposer=proposer.proposer,
     )
@@ -172,15 +234,18 @@ def with_stacks(table: ParticleTable, star: Path, image_root: Path | None) -> Pa
     for text in table.column("rlnImageName"):
         name = parse_image_name(text)[1]
         if name not in found:
-            # The user names this star on this machine: any folder that it points to may be read.
-            path = resolve_stack(name, star=star, image_root=image_root, allowed_roots=(Path("/"),))
-            found[name] = quote(str(path))
+            found[name] = quote(str(_stack_of(name, star, image_root)))
     stacks = [found[parse_image_name(text)[1]] for text in table.column("rlnImageName")]
     table = table.with_columns({STACK_LABEL: stacks})
     if all(group.text("rlnImageSize") is not None for group in table.optics):
         return table
     boxes = {stack: read_header(Path(unquote(stack))).box_size for stack in set(stacks)}
     return table.with_image_sizes([boxes[stack] for stack in stacks])
+
+
+def _stack_of(name: str, star: Path, image_root: Path | None) -> Path:
+    # The user names this star on this machine: any folder that it points to may be read.
+    return resolve_stack(name, star=star, image_root=image_root, allowed_roots=(Path("/"),))
 
 
 def progress_bars(console: Console) -> Progress:

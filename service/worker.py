@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from cesped_stream.conventions import rotation_to_euler_deg
-from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, TransientError
+from cesped_stream.errors import CespedStreamError, TransientError
+from cesped_stream.faulty_rows import is_device_lost, is_fault_of_no_row
 from cesped_stream.inference import PoseBatch
 from cesped_stream.model.device import pick_device
 from cesped_stream.particles.flags import ImageFlag
@@ -30,8 +31,6 @@ from .wire import Frames
 logger = logging.getLogger(__name__)
 
 RATE_WEIGHT = 0.5
-_GPU_LIBRARIES = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS", "CUSOLVER_STATUS", "CUFFT_")
-"""In the text of errors that torch gives no class of their own."""
 
 
 class WorkerStopped(Exception):
@@ -170,7 +169,7 @@ def _euler_deg_or_nan(rotations: np.ndarray) -> np.ndarray:
 
 def failure_of(error: Exception, lease_id: int, incarnation: str) -> Failure:
     """Return what to tell the coordinator of an error: a retry can help where the rows themselves are not to blame."""
-    of_worker = is_workers_fault(error)
+    of_worker = is_fault_of_no_row(error)
     return Failure(
         incarnation=incarnation,
         lease_id=lease_id,
@@ -179,19 +178,6 @@ def failure_of(error: Exception, lease_id: int, incarnation: str) -> Failure:
         retry_can_help=of_worker or isinstance(error, (TransientError, OSError)),
         worker_at_fault=of_worker,
     )
-
-
-def is_workers_fault(error: Exception) -> bool:
-    """Return whether an error is the device's, the memory's or the checkpoint's, whatever rows it met."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError, InvalidCheckpointError)):
-        return True
-    return is_device_lost(error)
-
-
-def is_device_lost(error: Exception) -> bool:
-    """Return whether an error leaves a GPU that this process cannot use any more."""
-    said = isinstance(error, RuntimeError) and any(name in str(error) for name in _GPU_LIBRARIES)
-    return isinstance(error, torch.AcceleratorError) or said
 
 
 def run_worker(settings: SessionSettings, stop: StopRequest, *, name: str, parent_pid: int = 0) -> int:

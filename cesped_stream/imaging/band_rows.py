@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from cesped_stream.imaging.band import Band, BandImages, band_images
-from cesped_stream.imaging.preprocess import image_flags
+from cesped_stream.imaging.preprocess import row_flags
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader, read_images
 from cesped_stream.particles.table import CtfParameters, ParticleTable
@@ -21,7 +21,7 @@ UInt8 = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class UsableImages:
-    """Raw images `(n, box, box)` of one box size of the rows `index`, without NaN, Inf and constant ones."""
+    """Raw images `(n, box, box)` of one box size of the rows `index`, in which `row_flags` finds nothing wrong."""
 
     index: Int64
     images: torch.Tensor
@@ -44,13 +44,14 @@ class BandRows:
 def usable_images(table: ParticleTable, reader: StackReader, flag: UInt8, digest: UInt8) -> Iterator[UsableImages]:
     """Yield the table's usable images, at most `ROWS_AT_ONCE` at a time, filling `flag` `(n,)` and `digest` `(n, 16)`.
 
-    Raises what reading raises.
+    Usable are those whose CTF can be computed too (`row_flags`). Raises what reading raises.
     """
+    ctf = table.ctf_parameters()
     for start in range(0, len(table), ROWS_AT_ONCE):
         rows = np.arange(start, min(start + ROWS_AT_ONCE, len(table)))
         for group in read_images(table.select(rows), reader):
             index, images = rows[group.index], torch.from_numpy(group.images)
-            flag[index], digest[index] = image_flags(images), group.digests
+            flag[index], digest[index] = row_flags(images, ctf.select(index)), group.digests
             good = np.flatnonzero(flag[index] == ImageFlag.OK)
             if len(good):
                 kept = images if len(good) == len(images) else images[torch.from_numpy(good)]

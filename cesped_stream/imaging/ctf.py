@@ -4,9 +4,15 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cesped_stream.conventions import electron_wavelength_angstrom
 from cesped_stream.particles.table import CtfParameters, Float64
+
+_SQUARE_AT_CORNER = 0.5
+"""(cycles a pixel)^2 of the finest frequency of an image."""
+_MOST_EXPONENT = 20.0
+"""Of the envelope: its fourth power still is a float32."""
 
 
 def ctf(
@@ -33,6 +39,19 @@ def ctf(
     if np.any(parameters.scale != 1):
         values = values * terms[6].to(dtype)
     return values
+
+
+def has_ctf(parameters: CtfParameters) -> NDArray[np.bool_]:
+    """Return `(n,)` whether the CTF of each image is a number everywhere.
+
+    It is none where a value is none, for a voltage or pixel size that is not above 0, an amplitude contrast above 1,
+    and a negative B-factor that float32 cannot hold.
+    """
+    with np.errstate(all="ignore"):
+        terms = ctf_terms(parameters)[:, :, 0, 0]
+    at_corner = terms[5] * _SQUARE_AT_CORNER
+    fine = np.isfinite(terms).all(0) & (at_corner < _MOST_EXPONENT)
+    return np.asarray(fine & (parameters.voltage_kv > 0) & (parameters.pixel_size_angstrom > 0), np.bool_)
 
 
 def ctf_terms(p: CtfParameters) -> Float64:

@@ -7,21 +7,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cesped_stream.imaging.ctf import has_ctf
 from cesped_stream.imaging.ctf_correction import correct_ctf
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.table import CtfParameters
 from cesped_stream.settings import PreprocessSettings
 
+LARGEST_PIXEL = 1e15
+
 
 def image_flags(images: Tensor) -> NDArray[np.uint8]:
-    """Return an `ImageFlag` a particle, `(n,)` uint8: NaN, Inf or constant images `(n, box, box)` get no pose."""
+    """Return an `ImageFlag` a particle, `(n,)` uint8: NaN, Inf or constant images `(n, box, box)` get no pose.
+
+    Pixels so large that float32 cannot hold the sum of their squares are as good as Inf.
+    """
     flat = images.flatten(1)
     low, high = flat.amin(1), flat.amax(1)
     flags = torch.full(low.shape, int(ImageFlag.OK), dtype=torch.uint8, device=flat.device)
     flags[low == high] = int(ImageFlag.CONSTANT)
-    flags[low.isinf() | high.isinf()] = int(ImageFlag.INF)
+    flags[(low < -LARGEST_PIXEL) | (high > LARGEST_PIXEL)] = int(ImageFlag.INF)
     flags[low.isnan()] = int(ImageFlag.NAN)
     return np.asarray(flags.cpu().numpy(), np.uint8)
+
+
+def row_flags(images: Tensor, parameters: CtfParameters) -> NDArray[np.uint8]:
+    """Return `image_flags` of images, and NO_CTF where the image is fine and has no CTF (`has_ctf`)."""
+    flags = image_flags(images)
+    flags[(flags == ImageFlag.OK) & ~has_ctf(parameters)] = ImageFlag.NO_CTF
+    return flags
 
 
 class Preprocessor:

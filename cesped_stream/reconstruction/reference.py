@@ -18,6 +18,7 @@ from cesped_stream.imaging.preprocess import Preprocessor
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
 from cesped_stream.imaging.shift_prior import ShiftPrior, fit_shift_prior
+from cesped_stream.particles.flags import flags_in_words
 from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader, read_images
 from cesped_stream.particles.table import CtfParameters, ParticleTable
@@ -179,6 +180,8 @@ def _backproject(
             rows = index[mine]
             part.add(images[mine], parameters.select(mine), rotations[rows], shifts[rows], group=group)
         used.append(index)
+    if words := flags_in_words(flag, table.column("rlnImageName")):
+        logger.warning("aligned rows of %s: %s", table.source or "an order", words)
     return np.sort(np.concatenate(used))
 
 

@@ -1,5 +1,6 @@
 """The aligned rows of one half-set: which train, which validate, and their images as the network sees them."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from cesped_stream.errors import PermanentError
-from cesped_stream.imaging.preprocess import Preprocessor, image_flags
-from cesped_stream.particles.flags import ImageFlag
+from cesped_stream.imaging.preprocess import Preprocessor, row_flags
+from cesped_stream.particles.flags import ImageFlag, flags_in_words
 from cesped_stream.particles.stacks import StackReader, read_images
 from cesped_stream.particles.table import ParticleTable
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 256
 
@@ -95,14 +98,18 @@ class AlignedImages:
 
 
 def usable_rows(table: ParticleTable, reader: StackReader, *, root: Path | None = None) -> ParticleTable:
-    """Return the rows that have a pose and a usable image (no NaN, Inf or constant image)."""
+    """Return the rows that have a pose and a usable image (`row_flags`); a warning tells of the others."""
     table = table.select(np.flatnonzero(table.has_poses()))
-    good = np.zeros(len(table), np.bool_)
+    ctf = table.ctf_parameters()
+    flags = np.zeros(len(table), np.uint8)
     for start in range(0, len(table), CHUNK):
         index = np.arange(start, min(start + CHUNK, len(table)))
         for group in read_images(table.select(index), reader, root=root):
-            good[index[group.index]] = image_flags(torch.from_numpy(group.images)) == ImageFlag.OK
-    return table.select(np.flatnonzero(good))
+            rows = index[group.index]
+            flags[rows] = row_flags(torch.from_numpy(group.images), ctf.select(rows))
+    if words := flags_in_words(flags, table.column("rlnImageName")):
+        logger.warning("aligned rows of %s: %s", table.source or "an order", words)
+    return table.select(np.flatnonzero(flags == ImageFlag.OK))
 
 
 def rows_of_half(table: ParticleTable, half_set: int) -> ParticleTable:

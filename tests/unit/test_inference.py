@@ -222,6 +222,22 @@ def test_how_a_star_is_cut_into_batches_does_not_change_a_bit(
     assert_same_bits(infer_table(predictor, table, reader, root=tmp_path), whole)
 
 
+def test_a_row_without_a_ctf_is_flagged_and_changes_no_bit_of_the_others(
+    predictor: Predictor, table: ParticleTable, reader: StackReader, tmp_path: Path
+) -> None:
+    whole = infer_table(predictor, table, reader, root=tmp_path)
+    defocus = table.column("rlnDefocusU")
+    found = infer_table(
+        predictor,
+        table.with_columns({"rlnDefocusU": ["nan" if row == 9 else value for row, value in enumerate(defocus)]}),
+        reader,
+        root=tmp_path,
+    )
+    assert found.flag[9] == ImageFlag.NO_CTF and np.isnan(found.rotation[9]).all()
+    others = np.delete(np.arange(40), 9)
+    assert_same_bits(rows(found, others), rows(whole, others))
+
+
 def test_a_table_without_rows_gives_no_poses(
     predictor: Predictor, table: ParticleTable, reader: StackReader, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Rows to poses by a reference: read, proposed, refined; each row by itself."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from cesped_stream.imaging.reference import Reference
 from cesped_stream.matching import ReferenceMatcher
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import StackReader, read_images, write_stack
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.table import OpticsGroup, ParticleTable
 from cesped_stream.reconstruction.reference import reference_from_map, reference_from_rows
 from cesped_stream.settings import GallerySettings, ReferenceSettings, RefinementSettings, SimulationSettings
 from cesped_stream.so3.distance import angular_error_deg
@@ -119,6 +120,31 @@ def test_an_unusable_image_has_a_flag_and_no_pose(
     assert np.isnan(found.rotation[1:3]).all() and (found.proposal[1:3] == -1).all()
     np.testing.assert_array_equal(found.rotation[[0, 3]], whole.rotation[[0, 3]])
     assert len(matcher.match(rows.select([]), StackReader())) == 0
+
+
+@pytest.mark.parametrize("column", ["rlnDefocusU", "rlnDefocusAngle", "rlnPhaseShift", "rlnCtfBfactor"])
+def test_a_row_without_a_ctf_is_flagged_and_changes_no_bit_of_the_others(
+    matcher: ReferenceMatcher, streamed: ParticleTable, column: str
+) -> None:
+    rows = streamed.select(range(5))
+    values = [f"{number}" for number in rows.numbers(column, 0.0)]
+    whole = matcher.match(rows.with_columns({column: values}), StackReader())
+    values[2] = "-1e7" if column == "rlnCtfBfactor" else "nan"
+    found = matcher.match(rows.with_columns({column: values}), StackReader())
+    assert found.flag.tolist() == [0, 0, ImageFlag.NO_CTF, 0, 0] and found.digest[2].any()
+    assert np.isnan(found.rotation[2]).all()
+    np.testing.assert_array_equal(found.rotation[[0, 1, 3, 4]], whole.rotation[[0, 1, 3, 4]])
+
+
+def test_an_optics_group_without_a_ctf_is_left_out_of_a_reference_and_of_its_noise(aligned: ParticleTable) -> None:
+    optics = (*aligned.optics, OpticsGroup((*aligned.optics[0].values, ("rlnAmplitudeContrast", "10"))))
+    numbers = aligned.optics_index[:60].copy()
+    numbers[[3, 30]] = len(optics) - 1
+    spoilt = replace(aligned.select(range(60)), optics=optics, optics_index=numbers)
+    settings = ReferenceSettings(mask_lowpass_angstrom=20.0)
+    made = reference_from_rows(spoilt, "D2", settings, StackReader())
+    assert np.isfinite(made.volume).all() and len(made.members) == 58
+    assert made.noise is not None and np.isfinite(made.noise.variance).all()
 
 
 def test_noise_is_told_from_particles(own: Reference, streamed: ParticleTable, tmp_path: Path) -> None:

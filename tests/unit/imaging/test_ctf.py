@@ -8,7 +8,7 @@ import torch
 from support.imaging import ctf_parameters
 
 from cesped_stream.conventions import electron_wavelength_angstrom
-from cesped_stream.imaging.ctf import ctf
+from cesped_stream.imaging.ctf import ctf, has_ctf
 
 BOX = 64
 
@@ -74,3 +74,27 @@ def test_each_particle_has_its_own_pixel_size_and_voltage() -> None:
     for i in range(2):
         torch.testing.assert_close(ctf(both.select(slice(i, i + 1)), BOX)[0], ctf(both, BOX)[i], rtol=0, atol=0)
     assert not torch.allclose(*ctf(both, BOX))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("voltage_kv", 0.0),
+        ("voltage_kv", -300.0),
+        ("amplitude_contrast", 10.0),
+        ("defocus_u_angstrom", np.nan),
+        ("defocus_angle_deg", np.inf),
+        ("phase_shift_deg", np.nan),
+        ("spherical_aberration_mm", np.nan),
+        ("scale", np.nan),
+        ("pixel_size_angstrom", 0.0),
+        ("bfactor_angstrom2", -1e7),
+    ],
+)
+def test_an_image_has_a_ctf_exactly_where_it_is_a_number_everywhere(name: str, value: float) -> None:
+    fine = ctf_parameters(3)
+    values = getattr(fine, name).copy()
+    values[1] = value
+    spoilt = replace(fine, **{name: values})
+    assert has_ctf(fine).all() and has_ctf(spoilt).tolist() == [True, False, True]
+    assert torch.isfinite(ctf(spoilt.select(np.array([0, 2])), 16)).all()

@@ -11,4 +11,6 @@ def test_flags_keep_their_numbers_and_texts() -> None:
         3: "constant",
         4: "unreadable",
         5: "in_reference",
+        6: "no_ctf",
+        7: "failed",
     }

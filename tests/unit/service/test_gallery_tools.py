@@ -50,9 +50,34 @@ def test_train_makes_references_and_infer_answers_with_shifts(tmp_path: Path) ->
     assert np.median(angular_error_deg(true.rotations(), found.rotations(), group_rotations("D2"))) < 2.5
     assert np.sqrt(((true.shifts_angstrom() - found.shifts_angstrom()) ** 2).mean()) < 0.4 * PIXEL_SIZE
 
+    _spoil(tmp_path / "new.star", tmp_path / "spoilt.star")
+    said = Console(file=StringIO())
+    outputs = {"star": tmp_path / "spoilt.star", "output": tmp_path / "others.star"}
+    tools.infer(infer.model_copy(update=outputs), said)
+    others, unposed = read_star(tmp_path / "others.star"), read_star(tmp_path / "others_unposed.star")
+    for label in ("rlnImageName", *POSE, "cestreamConfidence"):
+        assert others.column(label) == found.column(label)[3:]
+    by_image = dict(zip(unposed.column("rlnImageName"), unposed.column("cestreamStatus"), strict=True))
+    names = true.column("rlnImageName")
+    away = names[0].partition("@")[0] + "@away.mrcs"
+    beyond = "900000@" + names[2].partition("@")[2]
+    assert by_image == {away: "unreadable", names[1]: "no_ctf", beyond: "unreadable"}
+    text = said.file.getvalue()  # type: ignore[attr-defined]
+    assert f"row 1 ({away}): " in text and "row 3 (900000@" in text and "asks for 900000" in text
+
     again = infer.model_copy(update={"star": tmp_path / "aligned.star"})
     with pytest.raises(PermanentError, match="in the reference"):
         tools.infer(again, console)
+
+
+def _spoil(star: Path, output: Path) -> None:
+    """Write a star whose first row's stack is away, whose second has no CTF, and whose third is not in its stack."""
+    table = read_star(star)
+    names, bfactor = table.column("rlnImageName"), ["0.0"] * len(table)
+    names[0] = names[0].partition("@")[0] + "@away.mrcs"
+    bfactor[1] = "-10000000.0"
+    names[2] = "900000@" + names[2].partition("@")[2]
+    write_star(output, table.with_columns({"rlnImageName": names, "rlnCtfBfactor": bfactor}))
 
 
 def test_a_map_of_an_earlier_session_answers_without_aligned_rows_and_says_that_it_is_shared(tmp_path: Path) -> None:
