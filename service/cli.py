@@ -208,6 +208,12 @@ def _add_requests(commands: Any) -> None:
         export, "star", "one RELION 3.1 star, every particle once, sorted by particle: the canonical result"
     )
     star.add_argument("--output", dest="_output", type=Path, required=True, help="the star file to write")
+    star.add_argument(
+        "--force",
+        dest="_force",
+        action="store_true",
+        help="write also where the session would read it as a star that landed",
+    )
     star.set_defaults(_command=_later("export_star_command"))
 
 

@@ -185,8 +185,10 @@ def export_star_command(arguments: argparse.Namespace) -> int:
     from cesped_stream.particles.star import iter_star
 
     from .independence import rows_by_checkpoint, shared_note
+    from .output_paths import check_export_path
 
     settings = settings_of(arguments._session)
+    check_export_path(arguments._output, settings, force=arguments._force)
     with Console(stderr=True).status("reading shards") as shown:
         files = export_star(
             SessionFolder.of(settings).poses,
