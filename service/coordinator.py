@@ -255,6 +255,8 @@ class Coordinator:
         work = self._present()
         halves, least = work.gate.aligned_per_half(), self._settings.min_aligned_per_half
         if min(halves) < least:
+            if one_half := work.gate.waits.problem():
+                raise CespedStreamError(one_half)
             raise CespedStreamError(
                 f"{halves[0]} + {halves[1]} aligned rows, min_aligned_per_half is {least}: start `run` with a lower one"
             )

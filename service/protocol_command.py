@@ -35,6 +35,7 @@ from cesped_stream.conventions import HALVES
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.model.checkpoint import CheckpointManifest
+from cesped_stream.particles.half_sets import check_both_halves
 from cesped_stream.particles.own_columns import CONFIDENCE
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader
 from cesped_stream.particles.star import write_star
@@ -74,6 +75,7 @@ def _protocol(settings: ProtocolCommand, stop: StopRequest, console: Console) ->
     _check_half_mode(entry, settings)
     torch.set_num_threads(settings.inference.threads or usable_cores())
     table = entry.particles()
+    check_both_halves(table)
     if not table.has_poses().all():
         raise InvalidStarError(
             f"{entry.name}: rows without a pose; the protocol trains on and compares with all of them"

@@ -31,6 +31,7 @@ def source_notes(work: Work, settings: SessionSettings) -> list[str]:
             f"references are made anew at {settings.referencing.rebuild_rows} more confident poses a half-set, so far "
             f"{rows[0]} + {rows[1]}"
         )
+    notes += work.gate.waits.notes()
     if many := work.reinference.kept_members():
         notes.append(f"{many} rows keep their pose in the redo: the reference that would redo them is made of them")
     return notes

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,6 +18,7 @@ from cesped_stream.inference import PoseBatch
 from cesped_stream.model.checkpoint import read_manifest
 from cesped_stream.model.device import intra_op_threads
 from cesped_stream.particles.flags import ImageFlag
+from cesped_stream.particles.half_sets import check_both_halves, one_half_of
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader, parse_image_name, read_header
 from cesped_stream.particles.star import iter_star, read_star, write_star
@@ -46,7 +48,10 @@ def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
     for said in of_training(settings):
         console.print(said, soft_wrap=True, highlight=False)
     torch.set_num_threads(settings.inference.threads or usable_cores())
-    table = with_stacks(read_star(settings.star), settings.star, settings.image_root)
+    table = read_star(settings.star)
+    trained_on = table if settings.reference is not None else table.select(np.flatnonzero(table.has_poses()))
+    check_both_halves(trained_on)
+    table = with_stacks(table, settings.star, settings.image_root)
     if settings.reference is not None:
         return _of_map(settings, settings.reference, table, console)
     with progress_bars(console) as bars:
@@ -131,6 +136,9 @@ def infer(settings: InferCommand, console: Console) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_star(path, joined(tables))
             console.print(f"{path}: {sum(map(len, tables))} particles", highlight=False)
+    if posed and (one_half := one_half_of(joined(posed))):
+        said = f"note: {one_half.words(str(settings.star))}; all are posed by the model of that half-set alone"
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
     for said in faults[:FAULTS_SHOWN]:
         console.print(said, soft_wrap=True, highlight=False, markup=False)
     if len(faults) > FAULTS_SHOWN:

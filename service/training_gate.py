@@ -18,6 +18,7 @@ from .messages import ALIGNED, MAP, POSES, TrainingOrder
 from .reference_orders import Frozen, MapOrders, RebuildOrders
 from .session import SessionFolder
 from .settings import SessionSettings
+from .training_waits import TrainingWaits
 
 ORDERED, DONE, FAILED = "ordered", "done", "failed"
 
@@ -59,6 +60,7 @@ class TrainingGate:
         self._step = step
         self.map_orders = MapOrders(settings, ledger, tables)
         self.rebuild_orders = RebuildOrders(settings, folder, ledger, tables)
+        self.waits = TrainingWaits(settings, folder, ledger, tables, self.map_orders)
         self._last_row_at: float | None = None
         self.marker_seen = any(star.aligned and Path(star.path + ".done").exists() for star in ledger.stars())
 

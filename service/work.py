@@ -292,6 +292,9 @@ class Work:
             self.pending.drop_redos()
 
     def start_training_if_due(self, now: float) -> None:
+        self.problems.pop("half-sets", None)
+        if why := self.gate.waits.problem():
+            self.problems["half-sets"] = why
         if self.gate.start_if_due(now):
             self._training_failures = 0
             self.problems.pop("training", None)

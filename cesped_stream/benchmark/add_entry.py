@@ -15,6 +15,7 @@ from cesped_stream.benchmark.entry_folder import check_new_name, disk_errors, do
 from cesped_stream.conventions import HALVES, SUBSET_LABEL, half_set_to_random_subset
 from cesped_stream.durable import rename_durably, write_whole
 from cesped_stream.errors import InvalidEntryError, InvalidSettingsError, InvalidStarError, NotSettledError
+from cesped_stream.particles.half_sets import check_both_halves
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.stack_writer import StackWriter
 from cesped_stream.particles.stacks import STACK_LABEL, StackHeader, StackReader, parse_image_name, read_images
@@ -103,13 +104,11 @@ def add_entry_of_one_star(star: Path, new: NewEntry) -> AddedEntry:
     Each row then has rlnRandomSubset. Otherwise as `add_entry`; InvalidStarError where a half-set would be empty.
     """
     whole = read_star(star)
+    if not len(whole):
+        raise InvalidStarError(f"{star}: no rows; an entry needs particles of both half-sets")
+    check_both_halves(whole)
     half_sets = whole.half_sets()
     tables = {half: _of_one_half(whole.select(np.flatnonzero(half_sets == half)), half) for half in HALVES}
-    for half, table in tables.items():
-        if not len(table):
-            raise InvalidStarError(
-                f"{star}: none of its {len(whole)} rows is of half-set {half}; give rlnRandomSubset, or two stars"
-            )
     return _add(tables, dict.fromkeys(HALVES, star), new)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cesped_stream.errors import PermanentError
 from cesped_stream.imaging.preprocess import Preprocessor, row_flags
 from cesped_stream.particles.flags import ImageFlag, flags_in_words
+from cesped_stream.particles.half_sets import check_both_halves
 from cesped_stream.particles.stacks import StackReader, read_images
 from cesped_stream.particles.table import ParticleTable
 
@@ -116,6 +117,7 @@ def rows_of_half(table: ParticleTable, half_set: int) -> ParticleTable:
     """Return the rows of one half-set; PermanentError where there is none."""
     rows = table.select(np.flatnonzero(table.half_sets() == half_set))
     if len(rows) == 0:
+        check_both_halves(table)
         raise PermanentError(
             f"{table.source or 'aligned star'}: no usable aligned row in half-set {half_set} of {len(table)} rows; "
             "give more aligned micrographs, or rlnRandomSubset 1 and 2"

@@ -162,6 +162,24 @@ def test_rows_that_would_flatter_or_fail_are_refused_and_leave_nothing(tmp_path:
     refused(tmp_path, table_of(0, 3, 32, "a.mrcs"), InvalidStarError, "rlnImageSize 32, the image 16")
 
 
+@pytest.mark.parametrize(
+    ("rows", "without", "words"),
+    [
+        (3, [], "x.star: all 3 rows have rlnRandomSubset 1 and none 2"),
+        (3, ["rlnRandomSubset"], "x.star: all 3 rows are of one micrograph"),
+        (0, [], "x.star: no rows"),
+    ],
+)
+def test_one_star_whose_rows_are_all_of_one_half_set_is_refused_with_the_remedy(
+    tmp_path: Path, rows: int, without: list[str], words: str
+) -> None:
+    stack(tmp_path / "a.mrcs", 3)
+    table = table_of(0, 3, BOX, "a.mrcs").select(range(rows)).without(without)
+    write_star(tmp_path / "x.star", table.with_columns({"rlnMicrographName": ["m.mrc"] * rows}))
+    with pytest.raises(InvalidStarError, match=words):
+        add_entry_of_one_star(tmp_path / "x.star", NewEntry("mine", "C1", None, tmp_path / "root"))
+
+
 def test_the_same_image_in_both_half_sets_is_refused(tmp_path: Path) -> None:
     stack(tmp_path / "a.mrcs", 3)
     for half in (0, 1):

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from support.matching import PIXEL_SIZE, molecule
 
-from cesped_stream.errors import InvalidSettingsError, PermanentError
+from cesped_stream.errors import InvalidSettingsError, InvalidStarError, PermanentError
 from cesped_stream.imaging.entry import write_entry
 from cesped_stream.imaging.maps import write_map
 from cesped_stream.particles.star import read_star, write_star
@@ -64,6 +64,14 @@ def test_train_makes_references_and_infer_answers_with_shifts(tmp_path: Path) ->
     assert by_image == {away: "unreadable", names[1]: "no_ctf", beyond: "unreadable"}
     text = said.file.getvalue()  # type: ignore[attr-defined]
     assert f"row 1 ({away}): " in text and "row 3 (900000@" in text and "asks for 900000" in text
+
+    write_star(tmp_path / "half.star", halves[0].select(range(160, 164)))
+    said = Console(file=StringIO())
+    tools.infer(infer.model_copy(update={"star": tmp_path / "half.star", "output": tmp_path / "half_posed.star"}), said)
+    assert "half.star: all 4 rows have rlnRandomSubset 1 and none 2" in said.file.getvalue()  # type: ignore[attr-defined]
+    write_star(tmp_path / "half.star", halves[0].select(range(160)))
+    with pytest.raises(InvalidStarError, match=r"half\.star: all 160 rows have rlnRandomSubset 1 and none 2"):
+        tools.train(train.model_copy(update={"star": tmp_path / "half.star"}), StopRequest(), console)
 
     again = infer.model_copy(update={"star": tmp_path / "aligned.star"})
     with pytest.raises(PermanentError, match="in the reference"):

@@ -37,5 +37,5 @@ def test_a_half_without_aligned_rows_is_refused_by_name() -> None:
         ("rlnImageName", "rlnRandomSubset"), [("1@a.mrcs", "1")], (), np.zeros(1, np.int64), source="aligned.star"
     )
     assert len(rows_of_half(table, 0)) == 1
-    with pytest.raises(PermanentError, match=r"aligned\.star: no usable aligned row in half-set 1"):
+    with pytest.raises(PermanentError, match=r"aligned\.star: all 1 rows have rlnRandomSubset 1 and none 2"):
         rows_of_half(table, 1)
