@@ -113,7 +113,7 @@ class Exchange:
         if member.lease is not None and work.leases.get(member.lease.lease_id) is not None:
             # It asks again: the answer to its last question was late or lost.
             return member.lease
-        if work.failed_rows.workers.rests(member.name, now):
+        if work.failed_rows.workers.rests(member.name, work.checkpoints_in_use(), now):
             return idle
         rows = lease_rows(settings.service, settings.inference.batch_size, member.particles_per_second)
         granted = work.lease_next(member, rows, now)

@@ -16,6 +16,7 @@ from .leasing import (
     LeaseInHand,
     PendingRows,
     Span,
+    after_expiry,
     after_failure,
     after_loss,
     backoff_seconds,
@@ -106,11 +107,16 @@ class FailedRows:
         for part in after_loss(span, now):
             self.put_back(part, why, now, worker)
 
+    def expired(self, span: Span, now: float) -> None:
+        """Try rows again whose worker beats on without progress: that says nothing against them."""
+        for part in after_expiry(span):
+            self.put_back(part, "its leases expired", now)
+
     def done(self, span: Span, worker: str, now: float) -> None:
         """Note that a worker did a lease."""
         self.workers.succeeded(worker, now)
         self._problems.pop(_of_worker(worker), None)
-        if span.failures or span.retries or span.halvings:
+        if span.failures or span.retries or span.whole_first_row is not None:
             self._problems.pop(_of_batch(span), None)
 
     def put_back(self, span: Span, why: str, now: float, worker: str = "") -> None:
@@ -129,8 +135,8 @@ class FailedRows:
             return
         tries = span.failures + span.retries
         self._pending.add(span, now + backoff_seconds(tries) if tries else None)
-        if tries or span.halvings:
-            how = "tried again" if tries else "tried again in parts, to find the rows to blame"
+        if tries or span.whole_first_row is not None:
+            how = "tried again" if tries else "tried again in parts"
             self._problems[_of_batch(span)] = f"batch {span.batch_id}: {why}; {how}"
 
     def quarantine(self, span: Span, why: str) -> None:

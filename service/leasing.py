@@ -49,8 +49,12 @@ class Span:
         return self if self.whole_first_row is not None else replace(self, whole_first_row=self.first_row)
 
     def halves(self) -> list["Span"]:
-        """Return the two halves of the span, of at least two rows."""
-        whole, middle = replace(self.parted(), halvings=self.halvings + 1), self.num_rows // 2
+        """Return the two halves of the span, of at least two rows: one of them may be to blame."""
+        return replace(self, halvings=self.halvings + 1).shorter()
+
+    def shorter(self) -> list["Span"]:
+        """Return the two halves of the span, of at least two rows, which nothing speaks against."""
+        whole, middle = self.parted(), self.num_rows // 2
         return [whole.part(0, middle), whole.part(middle, self.num_rows - middle)]
 
     def acquitted(self) -> "Span":
@@ -285,6 +289,12 @@ def after_loss(span: Span, now: float) -> list[Span]:
     if is_failure(span) and (span.halvings or span.num_rows > 1):
         return after_failure(span, transient=False, others_go_well=False, now=now)
     return [replace(span, losses=span.losses + 1)]
+
+
+def after_expiry(span: Span) -> list[Span]:
+    """Return what is to be tried next of rows that a worker which still beats did not answer in time: shorter leases;
+    a single row after a while, so that one that keeps workers busy for ever does not keep them from the others."""
+    return span.shorter() if span.num_rows > 1 else [replace(span, retries=span.retries + 1)]
 
 
 def has_failed_too_long(span: Span, patience_seconds: float, now: float) -> bool:

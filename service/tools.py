@@ -115,8 +115,8 @@ def _of_map(settings: TrainCommand, reference: Path, table: ParticleTable, conso
 
 def infer(settings: InferCommand, console: Console) -> None:
     """Write the poses of a star's particles; rows whose image is unusable, or that fail, go to a second star."""
-    if settings.output.resolve() == settings.star.resolve():
-        raise InvalidSettingsError(f"output: {settings.output} is the input star; give another path")
+    if settings.star.resolve() in (settings.output.resolve(), unposed_path(settings.output).resolve()):
+        raise InvalidSettingsError(f"output: {settings.output} would replace the input star; give another path")
     torch.set_num_threads(settings.inference.threads or usable_cores())
     proposer = open_proposer(settings.checkpoint, settings.inference, matching_settings(settings), settings.half_mode)
     reader = StackReader()

@@ -112,6 +112,11 @@ class Work:
     def queued_rows(self) -> int:
         return sum(finished.num_rows for finished, _ in self._queue if finished.shard_id == 0)
 
+    def checkpoints_in_use(self) -> set[str]:
+        """Return the ids of what first poses, and redone ones, are made with."""
+        in_use = (self.checkpoint, self.reinference.checkpoint)
+        return {checkpoint.checkpoint_id for checkpoint in in_use if checkpoint is not None}
+
     # Rows
 
     def _add_open_rows(self, batch_id: int) -> None:
@@ -168,8 +173,7 @@ class Work:
                 member = members.get(lease.incarnation)
                 self.leases.remove(lease, member)
                 if member is not None:
-                    # Its worker beats on, without progress: that says nothing against the rows.
-                    self.failed_rows.put_back(lease.span, "its leases expired", now)
+                    self.failed_rows.expired(lease.span, now)
                 else:
                     self.failed_rows.lost(lease, "", now)
 

@@ -1,6 +1,7 @@
 """Whose fault a failure is: a worker that fails leases of different rows, and no other, is set aside, not the rows."""
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from .leasing import Span, Whole
@@ -73,10 +74,12 @@ class WorkerRecords:
         spans, record.quarantined = record.quarantined, []
         return spans
 
-    def rests(self, worker: str, now: float) -> bool:
-        """Return whether a worker is set aside now; after its rest it is tried with one lease."""
+    def rests(self, worker: str, checkpoint_ids: Collection[str], now: float) -> bool:
+        """Return whether a worker is set aside now for what it failed with one of the checkpoints in use.
+
+        After its rest it is tried with one lease."""
         record = self._records.get(worker)
-        return record is not None and now < record.rests_until
+        return record is not None and record.checkpoint_id in checkpoint_ids and now < record.rests_until
 
     def rather_not(self, worker: str) -> frozenset[Whole]:
         """Return the leases whose parts a worker is not given while there are other rows."""

@@ -54,7 +54,7 @@ def test_simulate_does_not_write_over_an_entry_that_it_did_not_make(tmp_path: Pa
 def test_infer_does_not_write_over_its_input(tmp_path: Path) -> None:
     star = tmp_path / "a.star"
     star.write_text("refined angles")
-    with pytest.raises(InvalidSettingsError, match="is the input star"):
+    with pytest.raises(InvalidSettingsError, match="would replace the input star"):
         infer(InferCommand(checkpoint=tmp_path, star=star, output=tmp_path / "." / "a.star"), Console(quiet=True))
     assert star.read_text() == "refined angles"
 

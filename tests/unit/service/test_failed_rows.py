@@ -12,7 +12,7 @@ from cesped_stream.particles.star import read_star
 from cesped_stream_service.coordinator import Coordinator
 from cesped_stream_service.failed_rows import lines_of
 from cesped_stream_service.leasing import LOSSES_PER_FAILURE, Span, after_failure, after_loss
-from cesped_stream_service.messages import Failure, Lease
+from cesped_stream_service.messages import Failure, Heartbeat, Lease
 from cesped_stream_service.status import SessionStatus
 
 EIGH = "linalg.eigh: (Batch element 3): The algorithm failed to converge"
@@ -248,6 +248,52 @@ def test_rows_that_share_a_mount_that_is_away_stay_together(bench: Bench) -> Non
     assert len(worker.failed) > 3 and set(worker.failed) == {32}
     worker.fails = lambda images: False
     turns_until(core, bench, [worker], lambda status: status.posed == 32, most=120)
+    core.close()
+
+
+class HangingWorker(FakeWorker):
+    """Beats on without an answer where the image that hangs it is in its lease; free again when that has expired."""
+
+    def __init__(self, image: str) -> None:
+        super().__init__()
+        self._hangs = bad(image)
+        self._turns = 0
+
+    def turn(self, core: Coordinator) -> None:
+        if self.lease is None or not self._hangs(images_of(self.lease)):
+            super().turn(core)
+            return
+        beat = Heartbeat(incarnation=self.incarnation, role="worker", name=self.name, state="busy", progress=0)
+        core.handle(self.peer + b" heart", beat, {})
+        self._turns += 1
+        if self._turns % 10 == 0:
+            self.lease = None
+
+
+def test_a_row_that_hangs_its_worker_keeps_no_other_waiting_and_is_never_condemned(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, service={"lease_expiry_seconds": 4.0})
+    bench.land("s", 16)
+    bench.land("t", 16)
+    core = bench.open()
+    worker = HangingWorker("000007@s.mrcs")
+    turns_until(core, bench, [worker], lambda status: status.posed == 31, most=300)
+    for _ in range(100):
+        turn(core, bench.clock, [worker])
+    assert core.status().quarantined == 0
+    assert any("its leases expired" in text for text in core.status().problems)
+    core.close()
+
+
+def test_another_checkpoint_gives_a_worker_that_was_set_aside_a_new_chance(bench: Bench) -> None:
+    for name in "abcd":
+        bench.land(name, 10)
+    core = bench.open()
+    worker = FailingWorker(lambda images: True)
+    turns_until(core, bench, [worker], lambda status: any("set aside" in text for text in status.problems))
+    worker.fails = lambda images: False
+    fake_checkpoint(bench.session / "checkpoints", "i2s-00000000000b")
+    core.request_reinfer("i2s-00000000000b")
+    assert turns_until(core, bench, [worker], lambda status: status.posed == 40) < 20
     core.close()
 
 

@@ -73,6 +73,12 @@ def test_train_makes_references_and_infer_answers_with_shifts(tmp_path: Path) ->
     with pytest.raises(InvalidStarError, match=r"half\.star: all 160 rows have rlnRandomSubset 1 and none 2"):
         tools.train(train.model_copy(update={"star": tmp_path / "half.star"}), StopRequest(), console)
 
+    before = (tmp_path / "posed_unposed.star").write_bytes((tmp_path / "new.star").read_bytes())
+    for star, output in (("new.star", "new.star"), ("posed_unposed.star", "posed.star")):
+        with pytest.raises(InvalidSettingsError, match="would replace the input star"):
+            tools.infer(infer.model_copy(update={"star": tmp_path / star, "output": tmp_path / output}), console)
+    assert (tmp_path / "posed_unposed.star").stat().st_size == before
+
     again = infer.model_copy(update={"star": tmp_path / "aligned.star"})
     with pytest.raises(PermanentError, match="in the reference"):
         tools.infer(again, console)
