@@ -1,5 +1,6 @@
 """Training and inference on star files, without a session."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -19,6 +20,7 @@ from cesped_stream.model.checkpoint import read_manifest
 from cesped_stream.model.device import intra_op_threads
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.half_sets import check_both_halves, one_half_of
+from cesped_stream.particles.own_columns import STATUS
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader, parse_image_name, read_header
 from cesped_stream.particles.star import iter_star, read_star, write_star
@@ -134,8 +136,11 @@ def infer(settings: InferCommand, console: Console) -> None:
     for path, tables in ((settings.output, posed), (unposed_path(settings.output), unposed)):
         if tables:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_star(path, joined(tables))
-            console.print(f"{path}: {sum(map(len, tables))} particles", highlight=False)
+            table = joined(tables)
+            write_star(path, table)
+            kinds = Counter(table.column(STATUS)) if tables is unposed else {}
+            said = ", ".join(f"{many} {status}" for status, many in sorted(kinds.items()))
+            console.print(f"{path}: {len(table)} particles{f' ({said})' if said else ''}", highlight=False)
     if posed and (one_half := one_half_of(joined(posed))):
         said = f"note: {one_half.words(str(settings.star))}; all are posed by the model of that half-set alone"
         console.print(said, soft_wrap=True, highlight=False, markup=False)

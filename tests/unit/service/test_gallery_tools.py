@@ -63,6 +63,7 @@ def test_train_makes_references_and_infer_answers_with_shifts(tmp_path: Path) ->
     beyond = "900000@" + names[2].partition("@")[2]
     assert by_image == {away: "unreadable", names[1]: "no_ctf", beyond: "unreadable"}
     text = said.file.getvalue()  # type: ignore[attr-defined]
+    assert "3 particles (1 no_ctf, 2 unreadable)" in text
     assert f"row 1 ({away}): " in text and "row 3 (900000@" in text and "asks for 900000" in text
 
     write_star(tmp_path / "half.star", halves[0].select(range(160, 164)))
