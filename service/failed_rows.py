@@ -170,18 +170,20 @@ class FailedRows:
             self._reinference.switch_ready({span.shard_id})
 
     def bring_back(self, spans: Sequence[Span]) -> None:
-        """Let quarantined rows be leased again, as if nothing had been."""
+        """Let rows be leased again, as if nothing had been, those of them that are quarantined still."""
         if not spans:
             return
+        here = "batch_id = ? AND first_row = ?"
         with self._ledger.transaction("rows requeued"):
-            for span in spans:
-                self._ledger.execute(
-                    "DELETE FROM quarantined WHERE batch_id = ? AND first_row = ?", (span.batch_id, span.first_row)
-                )
+            deleted = [
+                self._ledger.execute(f"DELETE FROM quarantined WHERE {here}", (span.batch_id, span.first_row)).rowcount
+                for span in spans
+            ]
             self._ledger.mark_complete([span.batch_id for span in spans])
-        for span in spans:
-            self._pending.add(Span(span.batch_id, span.first_row, span.num_rows))
-            self._reason_file(span).unlink(missing_ok=True)
+        for span, was_there in zip(spans, deleted, strict=True):
+            if was_there:
+                self._pending.add(Span(span.batch_id, span.first_row, span.num_rows))
+                self._reason_file(span).unlink(missing_ok=True)
 
     def _set_aside(self, worker: str, span: Span) -> None:
         """Put back what a worker failed that does no rows: also what was quarantined on its word alone."""

@@ -59,7 +59,7 @@ class Span:
 
     def acquitted(self) -> "Span":
         """Return the same rows without anything that speaks against them."""
-        return replace(self, failures=0, retries=0, losses=0, failing_since=None)
+        return replace(self, failures=0, retries=0, losses=0, failing_since=None, halvings=0)
 
     @property
     def whole(self) -> "Whole":

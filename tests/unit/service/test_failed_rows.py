@@ -12,7 +12,7 @@ from cesped_stream.particles.star import read_star
 from cesped_stream_service.coordinator import Coordinator
 from cesped_stream_service.failed_rows import lines_of
 from cesped_stream_service.leasing import LOSSES_PER_FAILURE, Span, after_failure, after_loss
-from cesped_stream_service.messages import Failure, Heartbeat, Lease
+from cesped_stream_service.messages import Control, Failure, Heartbeat, Lease
 from cesped_stream_service.status import SessionStatus
 
 EIGH = "linalg.eigh: (Batch element 3): The algorithm failed to converge"
@@ -212,6 +212,24 @@ def test_rows_that_only_a_broken_worker_condemned_are_brought_back_when_it_is_se
     assert not list((bench.session / "quarantine").glob("*.json"))
     assert [text for text in core.status().problems if "set aside" in text]
     run_until(core, bench.clock, [worker, FakeWorker("worker 2", "w2")], 12)
+    core.close()
+
+
+def test_rows_that_were_requeued_by_hand_meanwhile_are_not_brought_back_a_second_time(bench: Bench) -> None:
+    core = bench.open()
+    worker = FailingWorker(lambda images: True)
+    bench.land("a", 4)
+    turns_until(core, bench, [worker], lambda status: status.quarantined == 4)
+    assert core.control(Control(action="requeue")).ok
+    for _ in range(3):  # they are pending again, and wait while the worker fails others
+        turn(core, bench.clock, [])
+    worker.fails = lambda images: True
+    bench.land("b", 4)
+    bench.land("c", 4)
+    turns_until(core, bench, [worker], lambda status: any("set aside" in text for text in status.problems), most=300)
+    worker.fails = lambda images: False
+    turns_until(core, bench, [worker], lambda status: status.posed == 12, most=400)
+    assert sorted(posed_images(bench)) == sorted(f"{k:06d}@{name}.mrcs" for name in "abc" for k in range(1, 5))
     core.close()
 
 
