@@ -69,7 +69,12 @@ def test_a_redo_ends_with_rows_that_keep_their_poses(
     turn(core, bench.clock, [worker])
     assert worker.lease is not None
     failure = Failure(
-        incarnation=worker.incarnation, lease_id=worker.lease.lease_id, error="E", message="", retry_can_help=False
+        incarnation=worker.incarnation,
+        lease_id=worker.lease.lease_id,
+        error="E",
+        message="",
+        retry_can_help=False,
+        row=worker.lease.first_row,
     )
     worker.lease = None
     tell(core, worker.peer, failure)
