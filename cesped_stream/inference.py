@@ -16,6 +16,7 @@ from cesped_stream.conventions import HALVES
 from cesped_stream.model.checkpoint import HalfMode, load_checkpoint
 from cesped_stream.model.device import pick_device
 from cesped_stream.model.image2sphere import Image2Sphere
+from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.settings import InferenceSettings
 from cesped_stream.so3.distribution import SparseDistribution, sparse_distribution, top_poses
 from cesped_stream.so3.grids import grid_step_deg, num_rotations
@@ -89,6 +90,18 @@ class PoseBatch:
     def joined(cls, parts: Sequence["PoseBatch"]) -> "PoseBatch":
         """Return the rows of all parts, at least one, in order; they have equally many candidates."""
         return cls(**{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(cls)})
+
+    def without_failed(self) -> "PoseBatch":
+        """Return the batch with rows whose pose is no number flagged FAILED, without pose; flagged rows stay so."""
+        numbers = (self.rotation.reshape(len(self), 9), self.top_probability, self.confidence[:, None])
+        is_number = np.logical_and.reduce([np.isfinite(part).all(1) for part in numbers])
+        failed = np.flatnonzero((self.flag == 0) & ~is_number)
+        if not len(failed):
+            return self
+        kept, none = PoseBatch.joined([self]), PoseBatch.empty(len(failed), self.top_probability.shape[1])
+        none.flag[:], none.digest[:] = ImageFlag.FAILED, self.digest[failed]
+        kept.put(failed, none)
+        return kept
 
     def put(self, index: NDArray[np.int64], part: "PoseBatch") -> None:
         """Overwrite the rows at `index` with `part`, in that order."""

@@ -91,7 +91,7 @@ def infer_table(
         usable = poses.flag[index] == ImageFlag.OK
         part = predictor.predict(images[torch.from_numpy(usable)], half_sets[index[usable]])
         part.digest[:] = poses.digest[index[usable]]
-        poses.put(index[usable], part)
+        poses.put(index[usable], part.without_failed())
     return poses
 
 

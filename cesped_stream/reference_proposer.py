@@ -166,7 +166,7 @@ def pose_batch(found: MatchedPoses) -> PoseBatch:
     """Return poses by a reference as the batch that proposers give; confidence is the mass of the proposal refined."""
     chosen: Int64 = found.proposal.clip(0)
     weight = found.gallery_weight.clip(0, 1)  # a float32 sum may be a few 1e-6 above 1
-    return replace(
+    poses = replace(
         PoseBatch.empty(len(found), weight.shape[1]),
         rotation=found.rotation,
         confidence=weight[np.arange(len(found)), chosen],
@@ -179,3 +179,4 @@ def pose_batch(found: MatchedPoses) -> PoseBatch:
         gallery_rotation=found.gallery_rotation[:, 0],
         clipped=found.angle_clipped * np.uint8(Clipped.ANGLE) | found.shift_clipped * np.uint8(Clipped.SHIFT),
     )
+    return poses.without_failed()

@@ -12,8 +12,8 @@ def quadratic_peak(offsets: Float64, values: Tensor) -> tuple[Tensor, Tensor]:
     """Return where a quadratic fitted to samples is largest, `(n, d)`, and its value there, `(n,)`, float64.
 
     `offsets` `(p, d)` are the samples' places, on both sides of 0 along each axis; `values` `(n, p)`, those about a
-    maximum. The place is kept within the samples' reach along each axis. Where the fit has no maximum it is the best
-    sample's.
+    maximum. The place is kept within the samples' reach along each axis. Where the fit has no maximum, or a value is no
+    number, it is the best sample's.
     """
     heights = values.double()
     inverse = torch.from_numpy(np.linalg.pinv(_terms(offsets))).to(heights.device)
@@ -21,10 +21,11 @@ def quadratic_peak(offsets: Float64, values: Tensor) -> tuple[Tensor, Tensor]:
     fitted = (heights[:, None] * inverse).sum(2)  # no matrix product: bits would depend on the neighbours
     slope = fitted[:, 1 : dimension + 1]
     hessian = _hessian(fitted[:, dimension + 1 :], dimension)
-    has_peak = torch.linalg.eigvalsh(hessian).amax(1) < 0
-    safe = torch.where(
-        has_peak[:, None, None], hessian, -torch.eye(dimension, dtype=torch.float64, device=heights.device)
-    )
+    hill = -torch.eye(dimension, dtype=torch.float64, device=heights.device)
+    is_number = hessian.isfinite().all(2).all(1)  # eigvalsh refuses all of a batch for one that is none
+    known = torch.where(is_number[:, None, None], hessian, hill)
+    has_peak = is_number & (torch.linalg.eigvalsh(known).amax(1) < 0)
+    safe = torch.where(has_peak[:, None, None], hessian, hill)
     reach = torch.from_numpy(np.abs(offsets).max(0)).to(heights.device)
     place = -torch.linalg.solve(safe, slope[:, :, None])[:, :, 0]
     place = torch.minimum(torch.maximum(place, -reach), reach)

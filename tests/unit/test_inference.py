@@ -104,6 +104,17 @@ def test_a_small_batch_is_rounded_up_to_where_bits_do_not_depend_on_the_place(fo
     assert Predictor(folder, SETTINGS.model_copy(update={"batch_size": 33})).batch_size == 48
 
 
+def test_a_pose_that_is_no_number_is_flagged_and_the_others_stay(predictor: Predictor) -> None:
+    poses = predictor.predict(images(5), [0] * 5)
+    assert poses.without_failed() is poses and len(PoseBatch.empty(0, 2).without_failed()) == 0
+    spoilt = PoseBatch.joined([poses])
+    spoilt.confidence[1], spoilt.rotation[3, 0, 0], spoilt.digest[3] = np.nan, np.inf, 7
+    found = spoilt.without_failed()
+    assert found.flag.tolist() == [0, ImageFlag.FAILED, 0, ImageFlag.FAILED, 0] and (found.digest[3] == 7).all()
+    assert (found.confidence[[1, 3]] == 0).all() and np.isnan(found.rotation[[1, 3]]).all()
+    assert_same_bits(rows(found, np.array([0, 2, 4])), rows(poses, np.array([0, 2, 4])))
+
+
 def test_no_image_gives_no_pose(predictor: Predictor) -> None:
     assert len(predictor.predict(images(0), [])) == 0
 

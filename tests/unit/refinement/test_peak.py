@@ -45,3 +45,14 @@ def test_a_rows_bits_do_not_depend_on_the_others() -> None:
     for k in (0, 4, 8):
         place, height = quadratic_peak(GRID, values[k : k + 1])
         assert torch.equal(place[0], together[0][k]) and torch.equal(height[0], together[1][k])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_that_is_no_number_fails_no_other(value: float) -> None:
+    offsets = np.stack(np.meshgrid([-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0], indexing="ij"), -1).reshape(-1, 2)
+    values = -torch.from_numpy((offsets**2).sum(1)).repeat(3, 1)
+    place, height = quadratic_peak(offsets, values)
+    values[1, 4] = value
+    spoilt_place, spoilt_height = quadratic_peak(offsets, values)
+    assert torch.equal(spoilt_place[[0, 2]], place[[0, 2]]) and torch.equal(spoilt_height[[0, 2]], height[[0, 2]])
+    assert not torch.isfinite(spoilt_height[1])
