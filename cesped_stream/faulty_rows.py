@@ -12,12 +12,14 @@ from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import Int64, ParticleTable
 from cesped_stream.pipeline import Proposer
 
-_GPU_LIBRARIES: Final = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS", "CUSOLVER_STATUS", "CUFFT_")
+_GPU_LIBRARIES: Final = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS", "CUFFT_")
 """In the text of errors that torch gives no class of their own."""
 
 
 def is_device_lost(error: Exception) -> bool:
     """Return whether an error leaves a GPU that this process cannot use any more."""
+    if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        return False  # cuSOLVER says "execution failed" of a matrix that holds NaN
     said = isinstance(error, RuntimeError) and any(name in str(error) for name in _GPU_LIBRARIES)
     return isinstance(error, torch.AcceleratorError) or said
 

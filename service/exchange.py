@@ -194,7 +194,7 @@ class Exchange:
             member.name,
             lease.checkpoint_id,
             f"{message.error}: {message.message}",
-            transient=message.retry_can_help,
+            transient=message.retry_can_help or message.worker_at_fault,
             worker_at_fault=message.worker_at_fault,
             row=message.row - lease.span.first_row if message.row >= 0 else -1,
         )

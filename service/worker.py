@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cesped_stream.conventions import rotation_to_euler_deg
-from cesped_stream.errors import CespedStreamError, TransientError
+from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, TransientError
 from cesped_stream.faulty_rows import is_device_lost, is_fault_of_no_row
 from cesped_stream.inference import PoseBatch
 from cesped_stream.model.device import pick_device
@@ -168,14 +168,16 @@ def _euler_deg_or_nan(rotations: np.ndarray) -> np.ndarray:
 
 
 def failure_of(error: Exception, lease_id: int, incarnation: str) -> Failure:
-    """Return what to tell the coordinator of an error: a retry can help where the rows themselves are not to blame."""
+    """Return what to tell the coordinator of an error: a retry can help where neither rows nor a checkpoint are to
+    blame."""
     of_worker = is_fault_of_no_row(error)
+    innocent = isinstance(error, (TransientError, OSError))
     return Failure(
         incarnation=incarnation,
         lease_id=lease_id,
         error=type(error).__name__,
         message=str(error)[:2000],
-        retry_can_help=of_worker or isinstance(error, (TransientError, OSError)),
+        retry_can_help=innocent or (of_worker and not isinstance(error, InvalidCheckpointError)),
         worker_at_fault=of_worker,
     )
 

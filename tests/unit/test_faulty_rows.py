@@ -82,5 +82,7 @@ def test_what_is_no_rows_fault_is_raised_at_once(error: Exception) -> None:
 def test_a_lost_device_is_told_from_an_error_of_the_rows() -> None:
     assert is_device_lost(RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"))
     assert not is_device_lost(torch.linalg.LinAlgError("linalg.eigh: the input matrix is ill-conditioned"))
+    cusolver = "cusolver error: CUSOLVER_STATUS_EXECUTION_FAILED ... if the input matrix contains NaN; CUDA error"
+    assert not is_device_lost(torch.linalg.LinAlgError(cusolver))
     assert is_fault_of_no_row(torch.cuda.OutOfMemoryError("out of memory"))
     assert not is_fault_of_no_row(IndexError("index 3"))

@@ -46,7 +46,7 @@ class FailingWorker(FakeWorker):
             lease_id=self.lease.lease_id,
             error="_LinAlgError",
             message=EIGH,
-            retry_can_help=self.transient or self.worker_at_fault,
+            retry_can_help=self.transient,
             worker_at_fault=self.worker_at_fault,
         )
         self.hear(core.handle(self.peer, failure, {}))
