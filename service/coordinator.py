@@ -322,10 +322,20 @@ class Coordinator:
         if self._pause_reason:
             return []
         self._ingest(work, now)
+        out = self._adopted(work, now)
         work.start_training_if_due(now)
-        if not work.commit_is_due(now):
+        if work.commit_is_due(now):
+            out += self._committed(work, now)
+        return out
+
+    def _adopted(self, work: Work, now: float) -> list[Outgoing]:
+        """Let consensus poses count that came for known particles, or write the next shard again that has some."""
+        if not work.consensus_is_due():
+            work.restate_next()
             return []
-        return self._committed(work, now)
+        out = self._committed(work, now)
+        work.adopt_consensus()
+        return out
 
     def _ingest(self, work: Work, now: float) -> None:
         if self._draining:

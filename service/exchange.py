@@ -126,6 +126,7 @@ class Exchange:
             batch_star=str(self._folder.batch_star(lease.span.batch_id)),
             first_row=lease.span.first_row,
             num_rows=lease.span.num_rows,
+            half_sets=work.half_sets(lease.span),
             checkpoint=str(checkpoint.folder),
             checkpoint_id=lease.checkpoint_id,
             expires_seconds=settings.service.lease_expiry_seconds,

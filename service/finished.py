@@ -36,6 +36,7 @@ from cesped_stream.particles.stacks import STACK_LABEL
 from cesped_stream.particles.star import NEUTRAL_VALUES, read_star, row_filler, union_of_labels
 from cesped_stream.particles.table import ParticleTable
 
+from .ledger import Ledger
 from .session import SessionFolder
 
 Float64 = NDArray[np.float64]
@@ -154,7 +155,7 @@ def output_tables(table: ParticleTable, finished: Finished) -> tuple[ParticleTab
     """Return (rows with a pose, rows without) of `table`, the finished rows of a batch star, with their columns."""
     if finished.poses is None:
         given = table if finished.given is None else finished.given
-        return _given_table(given.without([STACK_LABEL])), table.select([])
+        return given_rows(given), table.select([])
     posed = finished.posed()
     plain = table.without([STACK_LABEL])
     cells = [pose_cells(finished, row, 0) for row in range(len(table))]
@@ -185,8 +186,9 @@ def _with_origins(table: ParticleTable) -> ParticleTable:
     return table.with_columns({label: ["0.000000"] * len(table) for label in (*angles, *missing)})
 
 
-def _given_table(table: ParticleTable) -> ParticleTable:
-    table = _with_origins(table)
+def given_rows(table: ParticleTable) -> ParticleTable:
+    """Return rows with given poses as they stand in a pose file."""
+    table = _with_origins(table.without([STACK_LABEL]))
     confidences = table.numbers("rlnMaxValueProbDistribution", 0.0)
     modes = np.stack([*(table.numbers(label) for label in ANGLE_LABELS), confidences], axis=1)
     same = {
@@ -233,20 +235,26 @@ def aligned_to(
 
 
 class BatchTables:
-    """Reads batch stars, keeping the last few in memory."""
+    """Reads batch stars, keeping the last few in memory; the half-sets are those that the ledger has now."""
 
-    def __init__(self, folder: SessionFolder, keep: int = 6) -> None:
+    def __init__(self, folder: SessionFolder, ledger: Ledger, keep: int = 6) -> None:
         self._folder = folder
+        self._ledger = ledger
         self._keep = keep
         self._tables: OrderedDict[int, ParticleTable] = OrderedDict()
 
     def __getitem__(self, batch_id: int) -> ParticleTable:
         if batch_id not in self._tables:
-            self._tables[batch_id] = read_star(self._folder.batch_star(batch_id))
+            table = read_star(self._folder.batch_star(batch_id))
+            self._tables[batch_id] = table.with_half_sets(self._ledger.half_sets(batch_id))
             while len(self._tables) > self._keep:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(batch_id)
         return self._tables[batch_id]
+
+    def forget(self) -> None:
+        """Read everything again when it is asked for: half-sets have changed."""
+        self._tables.clear()
 
     def rows(self, batch_id: int, first_row: int, num_rows: int) -> ParticleTable:
         return self[batch_id].select(range(first_row, first_row + num_rows))

@@ -14,6 +14,7 @@ from cesped_stream.particles.star import PrefixChanged, StarPrefix, read_tail, t
 from cesped_stream.particles.table import ParticleTable
 
 from .accepting import Acceptance, AcceptedRows, Part, ReadyRows
+from .finished import BatchTables
 from .ledger import Ledger, StarRecord
 from .session import SessionFolder
 from .settings import SessionSettings
@@ -55,6 +56,7 @@ class Ingest:
         settings: SessionSettings,
         folder: SessionFolder,
         ledger: Ledger,
+        tables: BatchTables,
         watcher: Watcher,
         has_model: Callable[[], bool],
         *,
@@ -65,7 +67,7 @@ class Ingest:
         self._ledger = ledger
         self._watcher = watcher
         self._step = step
-        self._acceptance = Acceptance(settings, folder, ledger, watcher, has_model, step=step)
+        self._acceptance = Acceptance(settings, folder, ledger, tables, watcher, has_model, step=step)
         self._stacks = StackCheck(settings.landing, watcher)
         self.marker_seen = False
         """A `.done` marker lay beside an aligned star that was read to its end."""
@@ -94,6 +96,7 @@ class Ingest:
             prefix = StarPrefix.from_json(json.loads(record.prefix)) if record.prefix else None
             rescan = prefix is None and record.rows_read > 0
             reading = _Reading(star, replace(record, problem=""), None, prefix, rescan)
+        self._acceptance.begin(star.path)
         reading.tables = read_tail(star.path, reading.prefix, rows_per_table=self._settings.service.batch_rows)
         self._reading[str(star.path)] = reading
 
@@ -262,6 +265,15 @@ class Ingest:
     def busy(self) -> bool:
         """The last `advance` got something done, so that another one may too."""
         return self._busy
+
+    @property
+    def reads_aligned(self) -> bool:
+        """An aligned star is being read: what it brings counts when all of it is there."""
+        return any(reading.record.aligned and reading.tables is not None for reading in self._reading.values())
+
+    def consensus_adopted(self) -> None:
+        """Note that half-sets of rows that were accepted before may have changed."""
+        self._acceptance.forget()
 
     @property
     def stars_in_hand(self) -> int:

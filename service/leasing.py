@@ -196,6 +196,19 @@ class PendingRows:
         heapq.heapify(self._ready)
         return chosen[1]
 
+    def drop_first_poses(self, batch_ids: Collection[int]) -> None:
+        """Forget the rows of some batches that wait for their first pose."""
+
+        def stays(span: Span) -> bool:
+            return span.shard_id > 0 or span.batch_id not in batch_ids
+
+        self._ready = [entry for entry in self._ready if stays(entry[1])]
+        self._later = [entry for entry in self._later if stays(entry[2])]
+        heapq.heapify(self._ready)
+        heapq.heapify(self._later)
+        spans = [entry[1] for entry in self._ready] + [entry[2] for entry in self._later]
+        self.num_rows = sum(span.num_rows for span in spans if span.shard_id == 0)
+
     def drop_redos(self) -> None:
         """Forget the rows to redo (a newer request replaces them)."""
         self._ready = [entry for entry in self._ready if entry[1].shard_id == 0]

@@ -6,7 +6,7 @@ of rows, as one blob or one range, so that 7.2 million particles stay well under
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,11 +16,14 @@ from typing import Any
 from cesped_stream.durable import Step
 from cesped_stream.errors import PermanentError
 
-SCHEMA_VERSION = 3
-GIVEN, PREDICT, REFERENCE = "given", "predict", "reference"
-"""Kinds of batches: poses given with the particles; poses to be predicted; poses given later for particles that are to
-be predicted, which training sees and the output does not."""
-ALIGNED_KINDS = (GIVEN, REFERENCE)
+SCHEMA_VERSION = 4
+GIVEN, PREDICT, CONSENSUS = "given", "predict", "consensus"
+"""Kinds of batches: particles that landed with a consensus pose; without one; rows of particles that were known when a
+consensus pose came for them. A particle landed once, with a row of the first two kinds."""
+ALIGNED_KINDS = (GIVEN, CONSENSUS)
+HALF, BY_HASH, FROM_OWN = 1, 2, 4
+"""Bits of a row's byte in `batches.halves`: its half-set; the row came without rlnRandomSubset, so that the half-set is
+by its micrograph's name or its particle's; its pose is RELION's refinement of a prediction of ours."""
 UNPOSED_PLACE = 0
 """Place of rows in unposed.star; shards count from 1."""
 CONFIDENT = ("confident rows of half 0", "confident rows of half 1")
@@ -39,14 +42,18 @@ CREATE TABLE stars(
 CREATE TABLE batches(
   batch_id INTEGER PRIMARY KEY, star_id INTEGER NOT NULL, num_rows INTEGER NOT NULL, kind TEXT NOT NULL,
   half_0 INTEGER NOT NULL, half_1 INTEGER NOT NULL, landed REAL NOT NULL, boot TEXT NOT NULL,
-  had_model INTEGER NOT NULL, complete INTEGER NOT NULL DEFAULT 0, declared BLOB NOT NULL, halves BLOB NOT NULL);
+  had_model INTEGER NOT NULL, complete INTEGER NOT NULL DEFAULT 0, declared BLOB NOT NULL, halves BLOB NOT NULL,
+  superseded BLOB NOT NULL);
 CREATE INDEX batches_open ON batches(batch_id) WHERE complete = 0;
 CREATE TABLE particles(
   stack_id INTEGER NOT NULL, image_index INTEGER NOT NULL, batch_id INTEGER NOT NULL, batch_row INTEGER NOT NULL,
   PRIMARY KEY(stack_id, image_index)) WITHOUT ROWID;
-CREATE TABLE reference_particles(
-  stack_id INTEGER NOT NULL, image_index INTEGER NOT NULL, batch_id INTEGER NOT NULL, batch_row INTEGER NOT NULL,
-  PRIMARY KEY(stack_id, image_index)) WITHOUT ROWID;
+CREATE TABLE consensus(
+  batch_id INTEGER NOT NULL, batch_row INTEGER NOT NULL, aligned_batch INTEGER NOT NULL, aligned_row INTEGER NOT NULL,
+  adopted INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(batch_id, batch_row, aligned_batch)) WITHOUT ROWID;
+CREATE INDEX consensus_to_adopt ON consensus(aligned_batch) WHERE adopted = 0;
+CREATE TABLE restated(
+  shard_id INTEGER NOT NULL, position INTEGER NOT NULL, PRIMARY KEY(shard_id, position)) WITHOUT ROWID;
 CREATE TABLE runs(
   batch_id INTEGER NOT NULL, first_row INTEGER NOT NULL, num_rows INTEGER NOT NULL, place INTEGER NOT NULL,
   position INTEGER NOT NULL, checkpoint_id TEXT NOT NULL, PRIMARY KEY(batch_id, first_row)) WITHOUT ROWID;
@@ -68,7 +75,8 @@ CREATE TABLE shards(
 CREATE TABLE intents(intent_id INTEGER PRIMARY KEY, payload TEXT NOT NULL);
 CREATE TABLE trainings(
   training_id INTEGER PRIMARY KEY, state TEXT NOT NULL, num_rows INTEGER NOT NULL, checkpoint_id TEXT NOT NULL,
-  folder TEXT NOT NULL, seconds REAL, problem TEXT NOT NULL, source TEXT NOT NULL, reference TEXT NOT NULL);
+  folder TEXT NOT NULL, seconds REAL, problem TEXT NOT NULL, source TEXT NOT NULL, reference TEXT NOT NULL,
+  flags INTEGER NOT NULL);
 CREATE TABLE training_batches(
   training_id INTEGER NOT NULL, batch_id INTEGER NOT NULL, PRIMARY KEY(training_id, batch_id)) WITHOUT ROWID;
 CREATE TABLE reinfers(shard_id INTEGER PRIMARY KEY, checkpoint_id TEXT NOT NULL);
@@ -104,12 +112,18 @@ class BatchRecord:
 
 @dataclass(frozen=True)
 class DeclaredRows:
-    """What the rows of a batch were accepted with, and from which star: 8 bytes a row of `declared`, 1 of `halves`."""
+    """What the rows of a batch were accepted with, and from which star: 8 bytes a row of `declared`, 1 of `halves`
+    (see `HALF`). `superseded` has a 1 for each row whose particle has a newer consensus, or is empty."""
 
     kind: str
     star_id: int
     declared: bytes
     halves: bytes
+    superseded: bytes
+
+    def live_rows(self) -> list[int]:
+        """Return the rows that no newer consensus replaced."""
+        return [row for row in range(len(self.halves)) if not (self.superseded and self.superseded[row])]
 
 
 @dataclass(frozen=True)
@@ -265,20 +279,17 @@ class Ledger:
         ).fetchone()
         return (int(row[0]), int(row[1])) if row else None
 
-    def star_of_reference(self, stack_id: int, image_index: int) -> int:
-        """Return the star whose aligned row is the reference of a particle, 0 where it has none."""
-        return self.scalar(
-            "SELECT star_id FROM reference_particles JOIN batches USING(batch_id)"
-            " WHERE stack_id = ? AND image_index = ?",
-            (stack_id, image_index),
-        )
-
     def declared(self, batch_id: int) -> DeclaredRows:
         """Return what the rows of a batch declared."""
         row = self._sql.execute(
-            "SELECT kind, star_id, declared, halves FROM batches WHERE batch_id = ?", (batch_id,)
+            "SELECT kind, star_id, declared, halves, superseded FROM batches WHERE batch_id = ?", (batch_id,)
         ).fetchone()
         return DeclaredRows(*row)
+
+    def half_sets(self, batch_id: int) -> list[int]:
+        """Return the half-set, 0 or 1, of each row of a batch, as it is now."""
+        row = self._sql.execute("SELECT halves FROM batches WHERE batch_id = ?", (batch_id,)).fetchone()
+        return [byte & HALF for byte in row[0]]
 
     def digests(self, batch_id: int) -> dict[int, bytes]:
         """Return the known image digests of a batch: row to 16 bytes."""
@@ -377,6 +388,7 @@ class Ledger:
             "UPDATE batches SET complete = 0 WHERE batch_id IN (SELECT batch_id FROM runs WHERE place = ?)", (place,)
         )
         self._sql.execute("DELETE FROM runs WHERE place = ?", (place,))
+        self._sql.execute("DELETE FROM restated WHERE shard_id = ?", (place,))
         self._sql.execute("DELETE FROM shards WHERE shard_id = ?", (place,))
 
     def finish_reinfer(self, shard_id: int, checkpoint_id: str) -> None:
@@ -385,19 +397,35 @@ class Ledger:
         rows = self._sql.execute("SELECT position FROM staged WHERE shard_id = ? AND cells = ''", (shard_id,))
         kept = {int(row[0]) for row in rows.fetchall()}
         for run in self.runs_of(shard_id):
-            if run.checkpoint_id in ("none", checkpoint_id):
-                continue
-            places = range(run.position, run.position + run.num_rows)
-            pieces = [(keeps, len(list(group))) for keeps, group in groupby(places, kept.__contains__)]
-            self._sql.execute("DELETE FROM runs WHERE batch_id = ? AND first_row = ?", (run.batch_id, run.first_row))
-            at = 0
-            for keeps, many in pieces:
-                whose = run.checkpoint_id if keeps else checkpoint_id
-                piece = (run.batch_id, run.first_row + at, many, shard_id, run.position + at, whose)
-                self._sql.execute("INSERT INTO runs VALUES(?, ?, ?, ?, ?, ?)", piece)
-                at += many
+            if run.checkpoint_id not in ("none", checkpoint_id):
+                self._reassign(run, lambda position: position not in kept, checkpoint_id)
         self._sql.execute("DELETE FROM staged WHERE shard_id = ?", (shard_id,))
         self._sql.execute("DELETE FROM reinfers WHERE shard_id = ?", (shard_id,))
+
+    def restated_positions(self, shard_id: int) -> set[int]:
+        """Return the positions of a sealed shard whose rows wait to be written again with their consensus pose."""
+        rows = self._sql.execute("SELECT position FROM restated WHERE shard_id = ?", (shard_id,)).fetchall()
+        return {int(row[0]) for row in rows}
+
+    def finish_restating(self, shard_id: int) -> None:
+        """Note that a shard's restated rows are given ones now, inside a transaction."""
+        restated = self.restated_positions(shard_id)
+        for run in self.runs_of(shard_id):
+            if run.checkpoint_id != "none":
+                self._reassign(run, restated.__contains__, "none")
+        self._sql.execute("DELETE FROM restated WHERE shard_id = ?", (shard_id,))
+
+    def _reassign(self, run: Run, chosen: Callable[[int], bool], checkpoint_id: str) -> None:
+        """Give the run's rows at `chosen` positions another checkpoint; it falls into as many runs as that takes."""
+        places = range(run.position, run.position + run.num_rows)
+        pieces = [(changes, len(list(group))) for changes, group in groupby(places, chosen)]
+        self._sql.execute("DELETE FROM runs WHERE batch_id = ? AND first_row = ?", (run.batch_id, run.first_row))
+        at = 0
+        for changes, many in pieces:
+            whose = checkpoint_id if changes else run.checkpoint_id
+            piece = (run.batch_id, run.first_row + at, many, run.place, run.position + at, whose)
+            self._sql.execute("INSERT INTO runs VALUES(?, ?, ?, ?, ?, ?)", piece)
+            at += many
 
     def put_mark(self, stack_id: int, index: int, digest: bytes) -> None:
         """Remember one image of a stack by its digest, inside a transaction; the first one stays."""

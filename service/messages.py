@@ -89,6 +89,8 @@ class Lease(Message):
     batch_star: str
     first_row: Int64
     num_rows: Int64
+    half_sets: str = Field(pattern=r"^[01]+$")
+    """Half-set of each of the rows, as the ledger has it now: the file has the one that each row landed with."""
     checkpoint: str
     """Folder of the checkpoint to use."""
     checkpoint_id: str
@@ -158,6 +160,10 @@ class TrainingOrder(Message):
     predicted ones, of which references are made anew."""
     reference: str = ""
     """The session's copy of a given map."""
+    halves_given: bool = True
+    """Every aligned row came with its rlnRandomSubset; where one did not, the half-sets are not independent."""
+    from_own_predictions: bool = False
+    """Some aligned row's pose is RELION's refinement of a pose that a session predicted."""
 
 
 class TrainingProgress(Message):

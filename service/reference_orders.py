@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,8 +115,9 @@ class RebuildOrders:
         """Return whether `rebuild_rows` more rows of each half-set were posed confidently."""
         return 0 < self._settings.rebuild_rows <= min(self.confident_per_half())
 
-    def frozen(self, aligned: Sequence[int]) -> Frozen | None:
-        """Return the rows of the `aligned` batches and the newest confident ones, at most `rebuild_max_rows` a half.
+    def frozen(self, read_aligned: Callable[[], Sequence[tuple[int, ParticleTable]]]) -> Frozen | None:
+        """Return the aligned rows (of batches, with their ids) and the newest confident ones, at most
+        `rebuild_max_rows` a half.
 
         Predicted rows have their pose, and in `cestreamCheckpoint` what made it ("none": an aligned row). None where
         they cannot be read (that is told in `problems`, and the next order waits for as many rows as this one did) and
@@ -124,7 +125,7 @@ class RebuildOrders:
         """
         self.problems.clear()
         try:
-            frozen, found = self._collected(aligned)
+            frozen, found = self._collected(read_aligned())
         except (CespedStreamError, OSError, ValueError, LookupError) as error:
             logger.error("references are not made anew", extra={"why": str(error)})
             self.problems["all"] = f"references are not made anew this time: {error}"
@@ -141,12 +142,11 @@ class RebuildOrders:
         for name, many in zip(CONFIDENT, found, strict=True):
             self._ledger.count(name, int(many) - self._ledger.counter(name))
 
-    def _collected(self, aligned: Sequence[int]) -> tuple[Frozen | None, list[int]]:
+    def _collected(self, aligned: Sequence[tuple[int, ParticleTable]]) -> tuple[Frozen | None, list[int]]:
         """Return the order's rows, None where too few are confident, and how many are of each half-set."""
-        tables = [self._tables[batch_id] for batch_id in aligned]
-        given = [table.with_columns({CHECKPOINT: [NO_CHECKPOINT] * len(table)}) for table in tables]
+        given = [table.with_columns({CHECKPOINT: [NO_CHECKPOINT] * len(table)}) for _, table in aligned]
         known = np.concatenate([np.empty(0, np.uint64), *map(particle_digests, given)])
-        predicted, batch_ids, halves = [], set(aligned), np.zeros(2, np.int64)
+        predicted, batch_ids, halves = [], {batch_id for batch_id, _ in aligned}, np.zeros(2, np.int64)
         for table, batches in self._posed():
             chosen = self._confident(table) & ~np.isin(particle_digests(table), known)
             rows = _newest(chosen, table.half_sets(), self._settings.rebuild_max_rows - halves)

@@ -86,9 +86,9 @@ class Reinference:
         """Return the rows that are still to be redone."""
         spans = []
         for shard_id, checkpoint_id in self.shards_left():
-            staged = self._staged(shard_id)
+            done = self._staged(shard_id) | self._ledger.restated_positions(shard_id)
             for run in self._stale(shard_id, checkpoint_id):
-                spans.extend(_not_staged(run, staged))
+                spans.extend(_not_staged(run, done))
         return spans
 
     def kept_members(self) -> int:
@@ -103,10 +103,13 @@ class Reinference:
             for finished in group:
                 if wanted.get(finished.shard_id) != finished.checkpoint_id:
                     continue
+                due = self._due(finished.shard_id, finished.checkpoint_id)
                 conflicts = set(self._committer.conflicting(finished))
                 posed, cells_of = finished.posed(), self._cells_of(finished)
                 rows = []
                 for k in range(finished.num_rows):
+                    if finished.position + k not in due:  # its consensus pose came meanwhile
+                        continue
                     keep = not posed[k] or finished.first_row + k in conflicts
                     cells = "" if keep else json.dumps(cells_of(k))
                     rows.append((finished.shard_id, finished.position + k, cells))
@@ -132,14 +135,19 @@ class Reinference:
         for shard_id, checkpoint_id in self.shards_left():
             if shard_id not in shard_ids or shard_id in self._poses.missing:
                 continue
-            due = sum(run.num_rows for run in self._stale(shard_id, checkpoint_id))
-            if len(self._staged(shard_id)) >= due:
+            if self._due(shard_id, checkpoint_id) <= self._staged(shard_id):
                 self._poses.switch(shard_id, checkpoint_id)
 
     def _stale(self, shard_id: int, checkpoint_id: str) -> list[Run]:
         return [
             run for run in self._ledger.runs_of(shard_id) if run.checkpoint_id not in (checkpoint_id, NO_CHECKPOINT)
         ]
+
+    def _due(self, shard_id: int, checkpoint_id: str) -> set[int]:
+        """Return the positions of a shard that are to be redone; not those that get a consensus pose instead."""
+        runs = self._stale(shard_id, checkpoint_id)
+        stale = {position for run in runs for position in range(run.position, run.position + run.num_rows)}
+        return stale - self._ledger.restated_positions(shard_id)
 
     def _staged(self, shard_id: int) -> set[int]:
         rows = self._ledger.execute("SELECT position FROM staged WHERE shard_id = ?", (shard_id,)).fetchall()

@@ -15,6 +15,7 @@ from typing import Any
 
 from cesped_stream.durable import Step, fsync_folder, rename_durably
 from cesped_stream.errors import PermanentError
+from cesped_stream.particles.own_columns import REVISION
 from cesped_stream.particles.pose_tally import PoseTally
 from cesped_stream.particles.star import (
     OUTPUT_NEUTRAL_VALUES,
@@ -67,7 +68,9 @@ class StarLines:
         return StarLines(labels, tuple(number), tuple(lines))
 
     def content(self) -> bytes:
-        return b"".join([optics_block(self.optics), particles_header(self.labels), *self.lines])
+        # An empty line ends a star without rows.
+        lines = self.lines or (b"\n",)
+        return b"".join([optics_block(self.optics), particles_header(self.labels), *lines])
 
 
 @dataclass
@@ -158,30 +161,75 @@ class PoseFiles:
 
     def switch(self, shard_id: int, checkpoint_id: str) -> None:
         """Put the next generation of a sealed shard, its staged rows redone, in the place of the present one."""
-        name = shard_file(shard_id)
-        record = next(shard for shard in self._ledger.shards() if shard.shard_id == shard_id)
-        table = read_star(self._folder / name)
-        revision = table.column("cestreamRevision")
+        table = self._sealed(shard_id)
+        revision = table.column(REVISION)
         staged = self._ledger.execute("SELECT position, cells FROM staged WHERE shard_id = ?", (shard_id,))
         place = {label: k for k, label in enumerate(table.labels)}
         rows = list(table.rows)
         for position, text in staged.fetchall():
             if text:
                 cells = list(rows[position])
-                new = json.loads(text) | {"cestreamRevision": str(int(revision[position]) + 1)}
+                new = json.loads(text) | {REVISION: str(int(revision[position]) + 1)}
                 new |= {prior: new[angle] for prior, angle in prior_labels(table.labels).items()}
                 for label, value in new.items():
                     cells[place[label]] = value
                 rows[position] = tuple(cells)
-        redone = replace(table, rows=rows)
-        digest = self._write_temporary(name, StarLines().appended([redone], self._folder / name).content())
-        tally = json.dumps(PoseTally.of(redone).counts)
+        self._next_generation(
+            shard_id, [replace(table, rows=rows)], "switch", {"switched": [[shard_id, checkpoint_id]]}
+        )
+
+    def restate(self, shard_id: int, given: dict[int, ParticleTable]) -> None:
+        """Put the next generation of a sealed shard in the place of the present one, in which the rows at the positions
+        of `given` are these: one row each, with the pose that was given for its particle."""
+        table = self._sealed(shard_id)
+        parts: list[ParticleTable] = []
+        start = 0
+        for position in sorted(given):
+            if position > start:
+                parts.append(table.select(range(start, position)))
+            parts.append(given[position])
+            start = position + 1
+        parts.append(table.select(range(start, len(table))))
+        self._next_generation(shard_id, parts, "restate", {"restated": [shard_id]})
+
+    def withdraw(self, positions: set[int]) -> list[int]:
+        """Take rows out of unposed.star, uncommitted: their particles have a given pose now. Return their batches."""
+        star = self._unposed
+        left = replace(star, lines=tuple(line for k, line in enumerate(star.lines) if k not in positions))
+        runs, withdrawn, at = [], set(), 0
+        for run in self._ledger.runs_of(UNPOSED_PLACE):
+            for k in range(run.num_rows):
+                if run.position + k in positions:
+                    withdrawn.add(run.batch_id)
+                else:
+                    runs.append([run.batch_id, run.first_row + k, 1, UNPOSED_PLACE, at, run.checkpoint_id])
+                    at += 1
+        digest = self._write_temporary(UNPOSED_FILE, left.content())
         payload = {
-            "moves": [[f".{name}.tmp", name, digest]],
-            "shards": [[shard_id, "sealed", record.generation + 1, record.num_rows, digest, tally]],
-            "switched": [[shard_id, checkpoint_id]],
+            "moves": [[f".{UNPOSED_FILE}.tmp", UNPOSED_FILE, digest]],
+            "shards": [[UNPOSED_PLACE, "open", 0, len(left.lines), digest, "{}"]],
+            "unposed": runs,
+            "withdrawn": sorted(withdrawn),
         }
-        self._carry_out(payload, "switch")
+        self._carry_out(payload, "withdraw")
+        self._unposed = left
+        return sorted(withdrawn)
+
+    def _sealed(self, shard_id: int) -> ParticleTable:
+        return read_star(self._folder / shard_file(shard_id))
+
+    def _next_generation(
+        self, shard_id: int, parts: Sequence[ParticleTable], name: str, result: dict[str, Any]
+    ) -> None:
+        file = shard_file(shard_id)
+        record = next(shard for shard in self._ledger.shards() if shard.shard_id == shard_id)
+        digest = self._write_temporary(file, StarLines().appended(parts, self._folder / file).content())
+        tally = json.dumps(PoseTally.together([PoseTally.of(part) for part in parts]).counts)
+        payload = {
+            "moves": [[f".{file}.tmp", file, digest]],
+            "shards": [[shard_id, "sealed", record.generation + 1, record.num_rows, digest, tally]],
+        }
+        self._carry_out(payload | result, name)
 
     def tally(self) -> PoseTally:
         """Return the counts of all committed predicted rows, those of every file's record together."""
@@ -214,6 +262,9 @@ class PoseFiles:
         ledger = self._ledger
         runs = [Run(*run) for run in payload.get("runs", [])]
         with ledger.transaction(f"{name} result"):
+            if "withdrawn" in payload:
+                ledger.give_back_place(UNPOSED_PLACE)
+                runs += [Run(*run) for run in payload["unposed"]]
             ledger.put_runs(runs)
             for shard in payload["shards"]:
                 ledger.put_shard(ShardRecord(*shard))
@@ -227,7 +278,9 @@ class PoseFiles:
                 ledger.count(name_of_counter, more)
             for shard_id, checkpoint_id in payload.get("switched", []):
                 ledger.finish_reinfer(shard_id, checkpoint_id)
-            ledger.mark_complete([run.batch_id for run in runs])
+            for shard_id in payload.get("restated", []):
+                ledger.finish_restating(shard_id)
+            ledger.mark_complete([run.batch_id for run in runs] + payload.get("withdrawn", []))
             ledger.drop_intent()
 
     def _recover(self) -> None:

@@ -53,6 +53,16 @@ class LandingSettings(Settings):
         "are present and whose tilt is not constant. Stars of RELION's iterations (*_it000_data.star, halves too) "
         "are read only where this names them.",
     )
+    consensus: Literal["newest", "first"] = Field(
+        "newest",
+        description="Which consensus pose counts where a particle comes back in several aligned stars (job020 after "
+        "job010). newest: the one that landed last replaces the former; first: the first one stays.",
+    )
+    refined_ctf: Literal["with_consensus", "keep"] = Field(
+        "with_consensus",
+        description="What becomes of the CTF of an aligned row that a CTF refinement moved. with_consensus: it "
+        "replaces the particle's, as the pose does; keep: the CTF with which the particle landed stays.",
+    )
     scan_seconds: float = Field(2.0, gt=0, le=600, description="Time between scans of the landing folder.")
     settle_seconds: float = Field(
         4.0,

@@ -8,10 +8,11 @@ import numpy as np
 
 from cesped_stream.calibration.drift import DriftState
 
-from .accepting import OTHER_CTF, OTHER_HALF
+from .accepting import NEWS, OTHER_CTF, OTHER_POSE
+from .consensus_notes import consensus_notes
 from .finished import NO_CHECKPOINT
 from .leasing import Member, Members
-from .ledger import REFERENCE, UNPOSED_PLACE, Ledger
+from .ledger import CONSENSUS, UNPOSED_PLACE, Ledger
 from .pose_status import pose_problems, poses_status
 from .session import SessionFolder
 from .settings import SessionSettings
@@ -32,13 +33,12 @@ from .work import Work
 RATE_SECONDS = 60.0
 
 UNTRAINED = {
-    OTHER_HALF: "their rlnRandomSubset is not the half-set under which their particles were accepted before (by "
-    "micrograph where that star gave none), so they would leak between the halves; land the aligned star first, or "
-    "give rlnRandomSubset in all stars",
-    OTHER_CTF: "their CTF, optics or micrograph is not what their particles were accepted with; land the aligned star "
-    "first, or give both the same",
+    OTHER_CTF: "their micrograph or optics is not what their particles landed with, or their defocus lies more than "
+    "1000 A away: are they of the same images? Correct the star",
+    OTHER_POSE: "their star gives the particle more than one pose (is it symmetry expanded?); the first one counts: "
+    "give a star with each particle once",
 }
-"""Why aligned rows of particles that landed before are not trained on, by what conflicts."""
+"""Why aligned rows of particles that landed before are not used, by what conflicts."""
 
 
 class StatusReport:
@@ -75,7 +75,7 @@ class StatusReport:
         self, work: Work, now: float, paused: str, draining: bool, roles: tuple[RoleStatus, ...], refused_results: int
     ) -> SessionStatus:
         ledger = work.ledger
-        landed = ledger.scalar("SELECT sum(num_rows) FROM batches WHERE kind != ?", (REFERENCE,))
+        landed = ledger.scalar("SELECT sum(num_rows) FROM batches WHERE kind != ?", (CONSENSUS,))
         posed = ledger.scalar("SELECT sum(num_rows) FROM runs WHERE place != ?", (UNPOSED_PLACE,))
         given = ledger.scalar("SELECT sum(num_rows) FROM runs WHERE checkpoint_id = ?", (NO_CHECKPOINT,))
         unposed = ledger.scalar("SELECT sum(num_rows) FROM runs WHERE place = ?", (UNPOSED_PLACE,))
@@ -102,7 +102,7 @@ class StatusReport:
             refused_rows=ledger.scalar("SELECT sum(refused_rows) FROM stars"),
             quarantined_stars=ledger.scalar("SELECT count(*) FROM stars WHERE problem != ''"),
             duplicates=ledger.counter("duplicates"),
-            conflicts=ledger.scalar("SELECT count(*) FROM conflicts"),
+            conflicts=ledger.scalar("SELECT count(*) FROM conflicts WHERE what NOT IN (?, ?)", NEWS),
             likely_copies=ledger.counter("likely copies"),
             refused_results=refused_results,
             stars=ledger.scalar("SELECT count(*) FROM stars"),
@@ -116,7 +116,7 @@ class StatusReport:
             training=training,
             checkpoint=_checkpoint(work),
             poses=poses_status(tally),
-            reinfer_shards_left=len(work.reinference.shards_left()),
+            reinfer_shards_left=work.shards_to_write_again(),
             shards=ledger.scalar("SELECT count(*) FROM shards WHERE state = 'sealed'"),
             landed_per_second=landed_rate,
             posed_per_second=posed_rate,
@@ -138,7 +138,7 @@ class StatusReport:
         return [problem for problem in problems if problem]
 
     def _notes(self, work: Work) -> list[str]:
-        notes = source_notes(work, self._settings)
+        notes = [*source_notes(work, self._settings), *consensus_notes(work, self._settings)]
         drift = work.calibration.drift()
         if drift is not None and drift.state is DriftState.STALE:
             notes.append(
@@ -172,7 +172,7 @@ class StatusReport:
         if work.checkpoint is None:
             waits = work.gate.map_orders.waits()
             return SessionState.COLLECTING_ROWS if waits else SessionState.COLLECTING_ALIGNED
-        return SessionState.INFERRING if backlog or work.reinference.shards_left() else SessionState.UP_TO_DATE
+        return SessionState.INFERRING if backlog or work.shards_to_write_again() else SessionState.UP_TO_DATE
 
     def _role(self, member: Member, work: Work | None, now: float) -> RoleStatus:
         leases = [work.leases.get(lease_id) for lease_id in member.lease_ids] if work is not None else []
@@ -251,7 +251,7 @@ def _untrained(ledger: Ledger, what: str, why: str) -> str:
     if not rows:
         return ""
     seen_in = ledger.execute("SELECT seen_in FROM conflicts WHERE what = ? LIMIT 1", (what,)).fetchone()[0]
-    return f"{rows} aligned rows are not trained on (such as of {seen_in}): {why}"
+    return f"{rows} aligned rows are not used (such as of {seen_in}): {why}"
 
 
 def latency_status(latencies: list[tuple[float, int, bool]]) -> LatencyStatus:

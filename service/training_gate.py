@@ -12,8 +12,9 @@ from cesped_stream.particles.star import star_bytes
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.published import NETWORK_KIND, check_files, read_listing
 
+from .consensus import NEWER_THAN_REFERENCES, OTHER_SPLIT, TRAINING_REQUESTED
 from .finished import BatchTables, joined
-from .ledger import ALIGNED_KINDS, REFERENCE, Ledger
+from .ledger import ALIGNED_KINDS, BY_HASH, CONSENSUS, FROM_OWN, Ledger
 from .messages import ALIGNED, MAP, POSES, TrainingOrder
 from .reference_orders import Frozen, MapOrders, RebuildOrders
 from .session import SessionFolder
@@ -62,25 +63,26 @@ class TrainingGate:
         self.rebuild_orders = RebuildOrders(settings, folder, ledger, tables)
         self.waits = TrainingWaits(settings, folder, ledger, tables, self.map_orders)
         self._last_row_at: float | None = None
+        self._flagged: tuple[object, dict[int, int]] = (None, {})
         self.marker_seen = any(star.aligned and Path(star.path + ".done").exists() for star in ledger.stars())
 
     @property
     def requested(self) -> bool:
         """Training was asked for: no waiting for the quiet period, and a second one is allowed."""
-        return bool(self._ledger.fact("training requested"))
+        return bool(self._ledger.fact(TRAINING_REQUESTED))
 
     def request(self) -> None:
         """Ask for a training on all aligned rows so far; remembered until it is ordered."""
         with self._ledger.transaction("training requested"):
-            self._ledger.remember("training requested", "yes")
+            self._ledger.remember(TRAINING_REQUESTED, "yes")
 
     def aligned_per_half(self) -> tuple[int, int]:
         """Return how many rows there are to train on or to make references of, late ones included."""
         return self._rows_per_half(ALIGNED_KINDS)
 
     def references_per_half(self) -> tuple[int, int]:
-        """Return how many of them are references: aligned rows of particles that landed before without poses."""
-        return self._rows_per_half((REFERENCE, REFERENCE))
+        """Return how many of them came for particles that were known already."""
+        return self._rows_per_half((CONSENSUS, CONSENSUS))
 
     def _rows_per_half(self, kinds: tuple[str, str]) -> tuple[int, int]:
         row = self._ledger.execute(
@@ -99,10 +101,12 @@ class TrainingGate:
         if self._ledger.scalar("SELECT count(*) FROM trainings WHERE state = ?", (ORDERED,)):
             return False
         if self._aligned_are_due(now):
-            batch_ids = self._aligned_batches()
-            frozen: Frozen | None = Frozen(joined([self._tables[batch_id] for batch_id in batch_ids]), batch_ids)
+            aligned = self._aligned()
+            frozen: Frozen | None = Frozen(
+                joined([table for _, table in aligned]), [batch_id for batch_id, _ in aligned]
+            )
         elif self.rebuild_orders.is_due():
-            frozen = self.rebuild_orders.frozen(self._aligned_batches())
+            frozen = self.rebuild_orders.frozen(self._aligned)
         else:
             frozen = self.map_orders.frozen()
         if frozen is not None:
@@ -121,43 +125,73 @@ class TrainingGate:
         quiet = now - self._last_row_at >= self._settings.aligned_quiet_seconds
         return quiet or self.marker_seen or self.requested
 
-    def _aligned_batches(self) -> list[int]:
+    def _aligned(self) -> list[tuple[int, ParticleTable]]:
+        """Return the aligned batches with those of their rows that count, each particle's newest."""
         rows = self._ledger.execute(
-            "SELECT batch_id FROM batches WHERE kind IN (?, ?) ORDER BY batch_id", ALIGNED_KINDS
+            "SELECT batch_id FROM batches WHERE kind IN (?, ?) AND half_0 + half_1 > 0 ORDER BY batch_id", ALIGNED_KINDS
         )
-        return [int(row[0]) for row in rows.fetchall()]
+        batch_ids = [int(row[0]) for row in rows.fetchall()]
+        return [(b, self._tables[b].select(self._ledger.declared(b).live_rows())) for b in batch_ids]
+
+    def aligned_is_open(self) -> bool:
+        """Return whether a training on aligned rows is asked for, or is going on."""
+        ordered = "SELECT count(*) FROM trainings WHERE source = ? AND state = ?"
+        return self.requested or self._ledger.scalar(ordered, (ALIGNED, ORDERED)) > 0
+
+    def rows_with(self, flag: int) -> int:
+        """Return how many of the aligned rows that count have a flag of `batches.halves`."""
+        batches = self._ledger.scalar("SELECT count(*) FROM batches WHERE kind IN (?, ?)", ALIGNED_KINDS)
+        key = batches, self.aligned_per_half()
+        if self._flagged[0] != key:
+            counts = dict.fromkeys((BY_HASH, FROM_OWN), 0)
+            rows = self._ledger.execute(
+                "SELECT batch_id FROM batches WHERE kind IN (?, ?) AND half_0 + half_1 > 0", ALIGNED_KINDS
+            )
+            for (batch_id,) in rows.fetchall():
+                batch = self._ledger.declared(batch_id)
+                for row in batch.live_rows():
+                    for known in counts:
+                        counts[known] += batch.halves[row] & known > 0
+            self._flagged = key, counts
+        return self._flagged[1][flag]
 
     def _freeze(self, frozen: Frozen) -> None:
         training_id = self._ledger.scalar("SELECT max(training_id) FROM trainings") + 1
         table = in_identity_order(frozen.table)
         write_whole(self._folder.training_star(training_id), star_bytes(table), step=self._step)
+        flags = sum(flag for flag in (BY_HASH, FROM_OWN) if frozen.source != MAP and self.rows_with(flag))
         with self._ledger.transaction("training ordered"):
             self._ledger.execute(
-                "INSERT INTO trainings VALUES(?, ?, ?, '', '', NULL, '', ?, ?)",
-                (training_id, ORDERED, len(table), frozen.source, frozen.reference),
+                "INSERT INTO trainings VALUES(?, ?, ?, '', '', NULL, '', ?, ?, ?)",
+                (training_id, ORDERED, len(table), frozen.source, frozen.reference, flags),
             )
             self._ledger.executemany(
                 "INSERT INTO training_batches VALUES(?, ?)", [(training_id, batch_id) for batch_id in frozen.batch_ids]
             )
             if frozen.source == ALIGNED:
-                self._ledger.remember("training requested", "")
+                for counter in (NEWER_THAN_REFERENCES, OTHER_SPLIT):
+                    self._ledger.count(counter, -self._ledger.counter(counter))
+                self._ledger.remember(TRAINING_REQUESTED, "")
             elif frozen.source == POSES:
                 self.rebuild_orders.start_counting()
 
     def order(self) -> TrainingOrder | None:
         """Return the training that waits for a trainer (again after a trainer died), or None."""
         row = self._ledger.execute(
-            "SELECT training_id, source, reference FROM trainings WHERE state = ? ORDER BY training_id DESC", (ORDERED,)
+            "SELECT training_id, source, reference, flags FROM trainings WHERE state = ? ORDER BY training_id DESC",
+            (ORDERED,),
         ).fetchone()
         if row is None:
             return None
-        training_id, source, sha256 = row
+        training_id, source, sha256, flags = row
         return TrainingOrder(
             training_id=training_id,
             aligned_star=str(self._folder.training_star(training_id)),
             work_folder=str(self._folder.training_work(training_id)),
             source=source,
             reference=str(self._folder.given_map(sha256)) if source == MAP else "",
+            halves_given=not flags & BY_HASH,
+            from_own_predictions=bool(flags & FROM_OWN),
         )
 
     def state_of(self, training_id: int) -> str:

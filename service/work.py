@@ -2,17 +2,18 @@
 
 import logging
 import os
+from itertools import groupby
 from pathlib import Path
 
 from cesped_stream.durable import Step
 from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, PermanentError
 from cesped_stream.published import REFERENCE_KIND
 
-from .aligned_poses import AlignedPoses
 from .calibration_watch import CalibrationWatch
 from .committing import Committer, shard_groups
+from .consensus import REDO_AFTER_TRAINING, Consensus
 from .failed_rows import FailedRows, LeaseFailure
-from .finished import BatchTables, Finished
+from .finished import BatchTables, Finished, given_rows
 from .ingest import Ingest
 from .leasing import (
     LeaseInHand,
@@ -23,7 +24,7 @@ from .leasing import (
     Span,
     backoff_seconds,
 )
-from .ledger import ALIGNED_KINDS, GIVEN, REFERENCE, Ledger
+from .ledger import ALIGNED_KINDS, CONSENSUS, GIVEN, UNPOSED_PLACE, Ledger
 from .messages import ALIGNED, MAP, POSES, Failure, TrainingDone, TrainingProgress
 from .reinfer import Reinference
 from .rolling import PoseFiles
@@ -62,7 +63,8 @@ class Work:
 
     def _build(self) -> None:
         settings, folder, step = self._settings, self._folder, self._step
-        self.tables = BatchTables(folder)
+        self.tables = BatchTables(folder, self.ledger)
+        self.consensus = Consensus(self.ledger, self.tables)
         self.poses = PoseFiles(folder, self.ledger, step=step)
         self.committer = Committer(
             self.ledger, self.tables, self.poses, least_confidence=settings.referencing.rebuild_least_confidence
@@ -77,11 +79,10 @@ class Work:
         self._choose_checkpoint()
         self._watch_calibration()
         self.ingest = Ingest(
-            settings, folder, self.ledger, self._watcher, lambda: self.checkpoint is not None, step=step
+            settings, folder, self.ledger, self.tables, self._watcher, lambda: self.checkpoint is not None, step=step
         )
         self.leases = Leases(self.ledger, settings.service)
         self.scorers = Scorers(self.ledger, self.tables, settings.half_mode)
-        self.aligned_poses = AlignedPoses(self.ledger, folder)
         self.pending = PendingRows()
         self.failed_rows = FailedRows(
             settings, folder, self.ledger, self.tables, self.reinference, self.pending, self.problems, step=step
@@ -99,6 +100,7 @@ class Work:
         self._look_at_redo()
         for span in self.reinference.spans():
             self.pending.add(span)
+        self._redo_after_training()
 
     def close(self) -> None:
         self.ledger.close()
@@ -120,13 +122,23 @@ class Work:
     # Rows
 
     def _add_open_rows(self, batch_id: int) -> None:
-        kind = self.ledger.batch(batch_id).kind
+        """Queue the rows of a batch that have a given pose, its own or a consensus that came later; the rest waits for
+        a worker."""
+        is_given = self.ledger.batch(batch_id).kind == GIVEN
+        returned = self.consensus.rows_of(batch_id)
         for first, many in self.ledger.open_rows(batch_id):
-            span = Span(batch_id, first, many)
-            if kind == GIVEN:
-                self._queue.append((Finished(batch_id, first, many), span))
-            else:
-                self.pending.add(span)
+            for has_consensus, rows in groupby(range(first, first + many), returned.__contains__):
+                stretch = list(rows)
+                span = Span(batch_id, stretch[0], len(stretch))
+                if has_consensus or is_given:
+                    self._queue.append((self._given(span, with_consensus=has_consensus), span))
+                else:
+                    self.pending.add(span)
+
+    def _given(self, span: Span, *, with_consensus: bool) -> Finished:
+        rows = range(span.first_row, span.first_row + span.num_rows)
+        given = self.consensus.given(span.batch_id, rows) if with_consensus else None
+        return Finished(span.batch_id, span.first_row, span.num_rows, given=given)
 
     def scan(self, now: float) -> None:
         self.last_scan = now
@@ -136,7 +148,7 @@ class Work:
         """Accept the next part of what landed; return whether there may be more."""
         batches = self.ingest.advance(now)
         for accepted in batches:
-            if accepted.kind != REFERENCE:
+            if accepted.kind != CONSENSUS:
                 self._add_open_rows(accepted.batch_id)
             if accepted.kind in ALIGNED_KINDS:
                 self.gate.rows_landed(now)
@@ -144,23 +156,91 @@ class Work:
             self.ingest.marker_seen, self.gate.marker_seen = False, True
         return self.ingest.busy
 
+    def consensus_is_due(self) -> bool:
+        """Return whether consensus poses of known particles have been read to the end of their star."""
+        return not self.ingest.reads_aligned and self.consensus.is_due()
+
+    def adopt_consensus(self) -> None:
+        """Let the consensus poses that came for known particles count; everything that is finished is committed.
+
+        Leases of their batches are given back: who has one would pose particles that have a pose now, or under a
+        half-set that is not theirs any more.
+        """
+        assert not self._queue, "what is finished must be committed first"
+        if self.consensus.touches(self.poses.open_shard_id):
+            self._seal()
+        batches = self.consensus.adopt()
+        self.ingest.consensus_adopted()
+        logger.info("consensus adopted", extra={"aligned": self.gate.aligned_per_half()})
+        for lease in self.leases:
+            if lease.span.batch_id in batches and not lease.span.shard_id:
+                self.leases.remove(lease, None)
+        self.pending.drop_first_poses(batches)
+        for batch_id in sorted(batches & set(self.ledger.open_batches())):
+            self._add_open_rows(batch_id)
+
+    def shards_to_write_again(self) -> int:
+        """Return how many sealed shards are to be redone, or have rows that get their consensus pose."""
+        redone = {shard_id for shard_id, _ in self.reinference.shards_left()}
+        return len(redone | set(self.consensus.shards_left()))
+
+    def restate_next(self) -> None:
+        """Write the next shard again in which rows have a consensus pose now."""
+        left = [shard_id for shard_id in self.consensus.shards_left() if shard_id not in self.poses.missing]
+        if not left:
+            return
+        if left[0] == UNPOSED_PLACE:
+            for batch_id in self.poses.withdraw(self.ledger.restated_positions(UNPOSED_PLACE)):
+                self.pending.drop_first_poses({batch_id})
+                self._add_open_rows(batch_id)
+            return
+        places: dict[int, list[tuple[int, int]]] = {}
+        restated = self.ledger.restated_positions(left[0])
+        for run in self.ledger.runs_of(left[0]):
+            for k in range(run.num_rows):
+                if run.position + k in restated:
+                    places.setdefault(run.batch_id, []).append((run.position + k, run.first_row + k))
+        given = {}
+        for batch_id, rows in places.items():
+            table = given_rows(self.consensus.given(batch_id, [row for _, row in rows]))
+            given.update({position: table.select([k]) for k, (position, _) in enumerate(rows)})
+        self.poses.restate(left[0], given)
+        self.reinference.switch_ready({left[0]})
+
     def lease_next(self, member: Member, max_rows: int, now: float) -> tuple[LeaseInHand, VerifiedCheckpoint] | None:
         """Lease the next rows to a worker, with what is to score them; None where there are none, or no checkpoint."""
         while self.checkpoint is not None and (span := self._next_span(member, max_rows, now)) is not None:
             in_use = self.reinference.checkpoint if span.shard_id else self.checkpoint
             if in_use is None:  # the redo has ended
                 continue
+            if not span.shard_id and (span := self._without_consensus(span)) is None:
+                continue
             part, checkpoint = self.scorers.first_part(span, in_use)
             if part.num_rows < span.num_rows:
                 self.pending.add(span.part(part.num_rows, span.num_rows - part.num_rows))
             if checkpoint is not None:
                 return self.leases.grant(part, checkpoint.checkpoint_id, member, now), checkpoint
-            given = self.aligned_poses.of(self.tables.rows(part.batch_id, part.first_row, part.num_rows))
-            if given is None:
-                self.failed_rows.quarantine(part, NO_SCORER)
-            else:
-                self.queue(Finished(part.batch_id, part.first_row, part.num_rows, given=given), part)
+            self.failed_rows.quarantine(part, NO_SCORER)
         return None
+
+    def _without_consensus(self, span: Span) -> Span | None:
+        """Return the first rows of a span that have no consensus pose, None where its first one has; the rest goes
+        where it belongs. Only rows that were requeued have one."""
+        returned = self.consensus.rows_of(span.batch_id)
+        stretches = groupby(range(span.num_rows), lambda k: span.first_row + k in returned)
+        has_consensus, many = next((has, len(list(rows))) for has, rows in stretches)
+        if many < span.num_rows:
+            self.pending.add(span.part(many, span.num_rows - many))
+        first = span.part(0, many)
+        if not has_consensus:
+            return first
+        self.queue(self._given(first, with_consensus=True), first)
+        return None
+
+    def half_sets(self, span: Span) -> str:
+        """Return the half-set of each row of a span, a digit each."""
+        halves = self.ledger.half_sets(span.batch_id)[span.first_row : span.first_row + span.num_rows]
+        return "".join(map(str, halves))
 
     def _next_span(self, member: Member, max_rows: int, now: float) -> Span | None:
         return self.pending.take(max_rows, now, rather_not=self.failed_rows.workers.rather_not(member.name))
@@ -296,6 +376,8 @@ class Work:
             self.pending.drop_redos()
 
     def start_training_if_due(self, now: float) -> None:
+        if self.ingest.reads_aligned or self.consensus.is_due():
+            return
         self.problems.pop("half-sets", None)
         if why := self.gate.waits.problem():
             self.problems["half-sets"] = why
@@ -352,7 +434,16 @@ class Work:
         self.training_progress = None
         self.problems.pop("training", None)
         logger.info("checkpoint in use", extra={"checkpoint_id": found.checkpoint_id})
+        self._redo_after_training()
         return ""
+
+    def _redo_after_training(self) -> None:
+        """Redo what references of a former split posed, once there is a checkpoint of the split that counts now."""
+        if not self.ledger.fact(REDO_AFTER_TRAINING) or self.gate.aligned_is_open() or self.checkpoint is None:
+            return
+        self.request_reinfer("")
+        with self.ledger.transaction("redo after training ordered"):
+            self.ledger.remember(REDO_AFTER_TRAINING, "")
 
     def request_reinfer(self, checkpoint: str) -> int:
         """Redo every row of another checkpoint, and use this one from now on; leases of others are given back."""

@@ -101,7 +101,8 @@ class Worker:
     def _rows_of(self, lease: Lease) -> ParticleTable:
         if self._table is None or self._table[0] != lease.batch_star:
             self._table = (lease.batch_star, read_star(Path(lease.batch_star)))
-        return self._table[1].select(np.arange(lease.first_row, lease.first_row + lease.num_rows))
+        rows = self._table[1].select(np.arange(lease.first_row, lease.first_row + lease.num_rows))
+        return rows.with_half_sets([int(digit) for digit in lease.half_sets])
 
     def _measure(self, num_rows: int, seconds: float) -> None:
         if num_rows == 0:

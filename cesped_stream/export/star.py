@@ -80,7 +80,11 @@ def _snapshot(folder: Path, held: ExitStack) -> tuple[list[Path], list[Path]]:
         if _identity(folder / "poses.star") == (os.fstat(descriptor).st_ino if descriptor is not None else None):
             break
     unposed = _opened(folder / "unposed.star", held)
-    return [*sealed, *_held_path(descriptor)], _held_path(unposed)
+    return [*sealed, *_held_path(descriptor)], [path for path in _held_path(unposed) if _has_rows(path)]
+
+
+def _has_rows(path: Path) -> bool:
+    return len(next(iter_star(path, rows_per_table=1))) > 0
 
 
 def _opened(path: Path, held: ExitStack) -> int | None:

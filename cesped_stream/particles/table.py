@@ -7,7 +7,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cesped_stream.conventions import UNSET_ANGLES_DEG, euler_deg_to_rotation, random_subset_to_half_set
+from cesped_stream.conventions import (
+    UNSET_ANGLES_DEG,
+    euler_deg_to_rotation,
+    half_set_to_random_subset,
+    random_subset_to_half_set,
+)
 from cesped_stream.errors import InvalidStarError
 
 Float64 = NDArray[np.float64]
@@ -213,6 +218,10 @@ class ParticleTable:
             premultiplied=self._of_optics([float(g.ctf_premultiplied) for g in optics]) > 0,
             phase_flipped=self._of_optics([float(g.phase_flipped) for g in optics]) > 0,
         )
+
+    def with_half_sets(self, half_sets: Sequence[int]) -> "ParticleTable":
+        """Return the table with these half-sets (0 or 1) in rlnRandomSubset, whatever stood there."""
+        return self.with_columns({"rlnRandomSubset": [str(half_set_to_random_subset(half)) for half in half_sets]})
 
     def with_image_sizes(self, box_sizes: Sequence[int]) -> "ParticleTable":
         """Return the table with rlnImageSize (and 2 dimensions) in each optics group, from each row's box size.

@@ -177,6 +177,7 @@ def fake_references(
 def result_of(lease: Lease, incarnation: str, reader: StackReader) -> tuple[Result, dict[str, NDArray[Any]]]:
     """Return poses that depend on the image's name, pixels and the checkpoint only; constant images are flagged."""
     table = read_star(Path(lease.batch_star)).select(range(lease.first_row, lease.first_row + lease.num_rows))
+    table = table.with_half_sets([int(digit) for digit in lease.half_sets])
     n = len(table)
     shifts = np.zeros((n, 2)) if lease.checkpoint_id.startswith(("ref-", "fus-")) else None
     euler, top, flag, digest = np.zeros((n, 3)), np.zeros((n, 2, 4)), np.zeros(n, np.uint8), np.zeros((n, 16), np.uint8)

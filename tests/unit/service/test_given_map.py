@@ -153,7 +153,7 @@ def test_late_aligned_rows_of_particles_that_the_map_posed_make_the_reference(be
     core.close()
 
 
-def test_particles_in_the_new_reference_that_wait_for_a_pose_get_it_by_the_map(bench: Bench) -> None:
+def test_particles_in_the_new_reference_that_wait_for_a_pose_get_their_consensus_pose(bench: Bench) -> None:
     bench.land("s1", 44)
     core = bench.open()
     trainer, worker = FakeReferenceTrainer(bench.session / "checkpoints"), FakeWorker()
@@ -168,9 +168,10 @@ def test_particles_in_the_new_reference_that_wait_for_a_pose_get_it_by_the_map(b
     table = exported(bench)
     index = [int(name[:6]) for name in table.column("rlnImageName")]
     made_by = dict(zip(index, table.column("cestreamCheckpoint"), strict=True))
-    assert {made_by[k] for k in range(1, 31)} == {"ref-map-1"}
+    assert {made_by[k] for k in range(1, 31)} == {"none"}
     assert {made_by[k] for k in range(31, 45)} == {"ref-aligned-2"}
-    assert set(table.column("cestreamStatus")) == {"predicted"}
+    status = dict(zip(index, table.column("cestreamStatus"), strict=True))
+    assert [k for k in sorted(status) if status[k] == "given"] == list(range(1, 31))
 
 
 def test_a_restart_gives_the_same_order_though_the_map_is_gone(bench: Bench) -> None:

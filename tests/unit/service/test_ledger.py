@@ -15,7 +15,7 @@ def opened(folder: Path) -> Ledger:
 
 def put_batch(ledger: Ledger, batch_id: int, num_rows: int, kind: str = PREDICT) -> None:
     ledger.execute(
-        "INSERT INTO batches VALUES(?, 1, ?, ?, 0, 0, 0.0, '', 0, 0, ?, ?)",
+        "INSERT INTO batches VALUES(?, 1, ?, ?, 0, 0, 0.0, '', 0, 0, ?, ?, x'')",
         (batch_id, num_rows, kind, b"12345678" * num_rows, b"1" * num_rows),
     )
 

@@ -113,6 +113,7 @@ def test_reply_about_another_lease_is_kept_and_not_taken_for_the_answer(scene: S
         batch_star="b",
         first_row=0,
         num_rows=1,
+        half_sets="0",
         checkpoint="c",
         checkpoint_id="i",
         expires_seconds=1.0,

@@ -73,6 +73,7 @@ def refusal_of(parts: list[bytes]) -> Refusal:
             batch_star="/s/batches/batch_000002.star",
             first_row=0,
             num_rows=9,
+            half_sets="010010110",
             checkpoint="/c",
             checkpoint_id="i2s-1",
             expires_seconds=5.0,

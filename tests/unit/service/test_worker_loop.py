@@ -21,6 +21,7 @@ def lease(lease_id: int) -> Lease:
         batch_star="b",
         first_row=0,
         num_rows=1,
+        half_sets="0",
         checkpoint="c",
         checkpoint_id="i",
         expires_seconds=1.0,

@@ -1,0 +1,219 @@
+"""Consensus poses that came for known particles: what they change of a session, all at once and at any time.
+
+An aligned star is read in parts; its rows stand in batches of their own and change nothing. Once it has been read to
+its end, one transaction adopts all of it: half-sets, which rows references are made of, and which committed rows are to
+be written again. No torch here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+import numpy as np
+
+from cesped_stream.conventions import HALVES
+from cesped_stream.particles.declared import MICROGRAPH_LABEL, REFINED_OPTICS_LABELS
+from cesped_stream.particles.own_columns import OWN_LABELS
+from cesped_stream.particles.table import OpticsGroup, ParticleTable
+
+from .finished import BatchTables, joined
+from .ledger import BY_HASH, GIVEN, HALF, PREDICT, Ledger
+from .messages import MAP
+
+TOOK_HALF = "particles that took the aligned half-set"
+NEWER = "rows with a newer consensus"
+NEWER_THAN_REFERENCES = "rows with a newer consensus than the references"
+OTHER_SPLIT = "members of references whose half-set changed"
+"""Counters of the ledger. The last two begin anew when references are ordered."""
+TRAINING_REQUESTED = "training requested"
+REDO_AFTER_TRAINING = "redo after training"
+"""Facts of the ledger, "yes" or empty."""
+LANDED_LABELS = ("rlnImageName", MICROGRAPH_LABEL)
+"""Columns that stay as the particle landed: what other programs find it by."""
+
+
+@dataclass
+class _Touched:
+    """Bytes of one batch as an adoption leaves them."""
+
+    kind: str
+    halves: bytearray
+    superseded: bytearray
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many rows of each half-set count: of aligned batches those that no newer consensus replaced."""
+        live = [
+            byte for byte, gone in zip(self.halves, self.superseded, strict=True) if self.kind == PREDICT or not gone
+        ]
+        return sum(byte & HALF == HALVES[0] for byte in live), sum(byte & HALF == HALVES[1] for byte in live)
+
+
+@dataclass
+class _Adoption:
+    """What one transaction changes."""
+
+    batches: dict[int, _Touched] = field(default_factory=dict)
+    landed_batches: set[int] = field(default_factory=set)
+    restated: list[tuple[int, int]] = field(default_factory=list)
+    took_half: int = 0
+    newer: int = 0
+    other_split: int = 0
+
+
+class Consensus:
+    """Adopts consensus rows, and says which landed rows have one."""
+
+    def __init__(self, ledger: Ledger, tables: BatchTables) -> None:
+        self._ledger = ledger
+        self._tables = tables
+
+    def is_due(self) -> bool:
+        """Return whether consensus rows have been accepted that are not adopted yet."""
+        return self._ledger.scalar("SELECT count(*) FROM (SELECT 1 FROM consensus WHERE adopted = 0 LIMIT 1)") > 0
+
+    def touches(self, place: int) -> bool:
+        """Return whether what is to be adopted has a committed row in this pose file."""
+        return (
+            self._ledger.scalar(
+                "SELECT count(*) FROM (SELECT 1 FROM consensus JOIN runs ON runs.batch_id = consensus.batch_id AND"
+                " batch_row >= first_row AND batch_row < first_row + num_rows WHERE adopted = 0 AND place = ? LIMIT 1)",
+                (place,),
+            )
+            > 0
+        )
+
+    def adopt(self) -> set[int]:
+        """Make every consensus row that was accepted the one that counts; return the batches with which its particles
+        landed. Rows that are committed are noted in `restated`: sealed shards hold all of them by now.
+
+        Where a particle of references gets another half-set, those references, and every pose by them, are of a former
+        split: references are ordered anew and what they posed is redone after that.
+        """
+        rows = self._ledger.execute(
+            "SELECT batch_id, batch_row, aligned_batch, aligned_row FROM consensus WHERE adopted = 0"
+            " ORDER BY batch_id, batch_row, aligned_batch"
+        ).fetchall()
+        adoption = _Adoption()
+        for (batch_id, row), versions in groupby(rows, key=lambda found: (int(found[0]), int(found[1]))):
+            self._adopt_row(adoption, batch_id, row, [(int(a), int(k)) for _, _, a, k in versions])
+        for batch_id, of_batch in groupby(rows, key=lambda found: int(found[0])):
+            adoption.restated += self._committed(batch_id, sorted({int(found[1]) for found in of_batch}))
+        with self._ledger.transaction("consensus adopted"):
+            self._note(adoption)
+        self._tables.forget()
+        return adoption.landed_batches
+
+    def _adopt_row(self, adoption: _Adoption, batch_id: int, row: int, versions: list[tuple[int, int]]) -> None:
+        landed = self._touched(adoption, batch_id)
+        adoption.landed_batches.add(batch_id)
+        former = self._ledger.execute(
+            "SELECT aligned_batch, aligned_row FROM consensus WHERE batch_id = ? AND batch_row = ? AND adopted = 1",
+            (batch_id, row),
+        ).fetchall()
+        replaced = [*((int(a), int(k)) for a, k in former), *versions[:-1]]
+        for aligned_batch, aligned_row in replaced:
+            self._touched(adoption, aligned_batch).superseded[aligned_row] = 1
+        aligned_batch, aligned_row = versions[-1]
+        newest = self._touched(adoption, aligned_batch)
+        before, now = landed.halves[row], newest.halves[aligned_row]
+        if now & BY_HASH:  # the star gave none: the particle's own one stays
+            now = newest.halves[aligned_row] = now & ~HALF | before & HALF
+        else:
+            landed.halves[row] = before & ~(HALF | BY_HASH) | now & HALF
+        changed = (before ^ now) & HALF > 0
+        was_aligned = landed.kind == GIVEN or bool(former)
+        adoption.took_half += bool(before & BY_HASH and not now & BY_HASH)
+        adoption.newer += was_aligned
+        adoption.other_split += changed and was_aligned
+        if landed.kind == GIVEN:
+            landed.superseded[row] = 1
+
+    def _touched(self, adoption: _Adoption, batch_id: int) -> _Touched:
+        if batch_id not in adoption.batches:
+            rows = self._ledger.declared(batch_id)
+            superseded = bytearray(rows.superseded or bytes(len(rows.halves)))
+            adoption.batches[batch_id] = _Touched(rows.kind, bytearray(rows.halves), superseded)
+        return adoption.batches[batch_id]
+
+    def _committed(self, batch_id: int, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """Return (place, position) of those of a batch's rows that are on disk, with a pose or without."""
+        runs = self._ledger.execute(
+            "SELECT first_row, num_rows, place, position FROM runs WHERE batch_id = ?", (batch_id,)
+        ).fetchall()
+        chosen = np.asarray(rows, np.int64)
+        found = []
+        for first, many, place, position in runs:
+            inside = chosen[(chosen >= first) & (chosen < first + many)]
+            found += [(int(place), int(position + row - first)) for row in inside.tolist()]
+        return found
+
+    def _note(self, adoption: _Adoption) -> None:
+        ledger = self._ledger
+        for batch_id, touched in adoption.batches.items():
+            superseded = bytes(touched.superseded) if any(touched.superseded) else b""
+            ledger.execute(
+                "UPDATE batches SET halves = ?, superseded = ?, half_0 = ?, half_1 = ? WHERE batch_id = ?",
+                (bytes(touched.halves), superseded, *touched.counts(), batch_id),
+            )
+        ledger.execute("UPDATE consensus SET adopted = 1 WHERE adopted = 0")
+        ledger.executemany("INSERT OR IGNORE INTO restated VALUES(?, ?)", adoption.restated)
+        ledger.executemany("DELETE FROM staged WHERE shard_id = ? AND position = ?", adoption.restated)
+        for counter, more in ((TOOK_HALF, adoption.took_half), (NEWER, adoption.newer)):
+            ledger.count(counter, more)
+        trained = ledger.scalar("SELECT count(*) FROM trainings WHERE source != ? AND state != 'failed'", (MAP,))
+        if trained:
+            ledger.count(NEWER_THAN_REFERENCES, adoption.newer)
+        if trained and adoption.other_split:
+            ledger.count(OTHER_SPLIT, adoption.other_split)
+            ledger.remember(TRAINING_REQUESTED, "yes")
+            ledger.remember(REDO_AFTER_TRAINING, "yes")
+
+    def shards_left(self) -> list[int]:
+        """Return the shards in which rows wait to be written again with their consensus pose; UNPOSED_PLACE where rows
+        of unposed.star wait to be taken out of it."""
+        rows = self._ledger.execute("SELECT DISTINCT shard_id FROM restated ORDER BY shard_id").fetchall()
+        return [int(row[0]) for row in rows]
+
+    def rows_of(self, batch_id: int) -> dict[int, tuple[int, int]]:
+        """Return (batch, row) of the consensus that counts, by row of the batch with which its particle landed."""
+        rows = self._ledger.execute(
+            "SELECT batch_row, aligned_batch, aligned_row FROM consensus WHERE batch_id = ? AND adopted = 1"
+            " ORDER BY batch_row, aligned_batch",
+            (batch_id,),
+        ).fetchall()
+        return {int(row): (int(aligned_batch), int(aligned_row)) for row, aligned_batch, aligned_row in rows}
+
+    def given(self, batch_id: int, rows: Sequence[int]) -> ParticleTable:
+        """Return landed rows of a batch as their consensus has them: pose, half-set, CTF and all other columns of the
+        aligned star, and what only the landed rows have. Names stay as they landed."""
+        places = self.rows_of(batch_id)
+        landed = self._tables[batch_id].select(list(rows)).without(OWN_LABELS)
+        by_batch: dict[int, list[int]] = {}
+        for k, row in enumerate(rows):
+            by_batch.setdefault(places[row][0], []).append(k)
+        tables, order = [], []
+        for aligned_batch, chosen in by_batch.items():
+            aligned = self._tables[aligned_batch].select([places[rows[k]][1] for k in chosen])
+            tables.append(_merged(landed.select(chosen), aligned))
+            order += chosen
+        return joined(tables).select(np.argsort(order))
+
+
+def _merged(landed: ParticleTable, aligned: ParticleTable) -> ParticleTable:
+    """Return landed rows with the columns of the same rows of an aligned star in the place of their own."""
+    columns: dict[str, Sequence[str]] = {
+        label: aligned.column(label) for label in aligned.labels if label not in LANDED_LABELS
+    }
+    merged = landed.with_columns(columns)
+    groups: dict[OpticsGroup, int] = {}
+    index = []
+    for ours, theirs in zip(landed.optics_index.tolist(), aligned.optics_index.tolist(), strict=True):
+        group = _optics_of(landed.optics[ours], aligned.optics[theirs])
+        index.append(groups.setdefault(group, len(groups)))
+    return replace(merged, optics=tuple(groups), optics_index=np.array(index, np.int64))
+
+
+def _optics_of(landed: OpticsGroup, aligned: OpticsGroup) -> OpticsGroup:
+    """Return the group with which a particle landed, with the aberrations that a refinement found since."""
+    refined = {label: text for label, text in aligned.values if label in REFINED_OPTICS_LABELS}
+    return OpticsGroup(tuple((dict(landed.values) | refined).items()))
