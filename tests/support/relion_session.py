@@ -1,9 +1,11 @@
 """A RELION project of simulated micrographs, and the jobs that RELION itself runs in it: Extract, Refine3D, Class3D."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -112,6 +114,7 @@ def start_project(folder: Path, map_file: Path, *, seed: int = 5) -> RelionProje
     low_passed = ("relion_image_handler", "--i", "InitialModel/full.mrc", "--o", "InitialModel/ref.mrc")
     _relion(folder, *low_passed, "--lowpass", "25", "--angpix", f"{pixel_size:.6f}")
     (folder / "InitialModel" / "full.mrc").unlink()
+    _write_ctf_results(folder, truth)
     return RelionProject(folder)
 
 
@@ -207,9 +210,9 @@ def _write_micrograph(
     (picks / f"{name}_autopick.star").write_text(_block("", labels, rows))
 
 
-def write_ctf_results(project: RelionProject) -> None:
+def _write_ctf_results(folder: Path, truth: ParticleTable) -> None:
     """Write what the CTF job finds, from the truth; `write_micrographs_star` takes the first rows of it."""
-    truth = truth_of(project).select(range(0, MICROGRAPHS * PER_MICROGRAPH, PER_MICROGRAPH))
+    truth = truth.select(range(0, MICROGRAPHS * PER_MICROGRAPH, PER_MICROGRAPH))
     pixel_size = truth.optics[0].text("rlnImagePixelSize")
     optics = ("rlnOpticsGroupName", "rlnOpticsGroup", "rlnMicrographOriginalPixelSize", "rlnVoltage")
     optics += ("rlnSphericalAberration", "rlnAmplitudeContrast", "rlnMicrographPixelSize")
@@ -219,7 +222,7 @@ def write_ctf_results(project: RelionProject) -> None:
     columns = (truth.column(label) for label in (labels[0], *labels[2:5]))
     rows = [f"{name} 1 {u} {v} {angle} 0.1 5.0" for name, u, v, angle in zip(*columns, strict=True)]
     text = _block("optics", optics, values) + "\n" + _block("micrographs", labels, rows).rstrip()
-    (project.folder / "CtfFind" / "all.txt").write_text(text)
+    (folder / "CtfFind" / "all.txt").write_text(text)
 
 
 def _micrograph(k: int) -> str:
@@ -238,3 +241,47 @@ def _relion(folder: Path, *command: str) -> None:
         command, cwd=folder, capture_output=True, text=True, env=environment, timeout=600, check=False
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@dataclass
+class RelionJobs:
+    """RELION's own jobs on one project, each run when it is first asked for."""
+
+    project: RelionProject
+
+    @cached_property
+    def refined(self) -> Path:
+        """Refine3D job010's run_data.star: of the first six micrographs."""
+        self.project.extract(6)
+        return self.project.refine("Refine3D/job010", EXTRACT, seed=1)
+
+    @cached_property
+    def refined_again(self) -> Path:
+        """Refine3D job020's run_data.star: of all micrographs, in half-sets of its own."""
+        self._all_extracted()
+        return self.project.refine("Refine3D/job020", EXTRACT, seed=2)
+
+    @cached_property
+    def classes(self) -> Path:
+        """Class3D job008's last star, of all micrographs: poses without half-sets."""
+        self._all_extracted()
+        return self.project.classify("Class3D/job008", EXTRACT)
+
+    def _all_extracted(self) -> None:
+        # job010 must have seen no more than six micrographs.
+        assert self.refined.exists()
+        self.project.extract(MICROGRAPHS)
+
+    def new_project(self, folder: Path) -> RelionProject:
+        """Return a project of the same micrographs, picks and CTF, in which no particle is extracted yet."""
+        for name in ("Micrographs", "AutoPick", "CtfFind", "InitialModel"):
+            shutil.copytree(self.project.folder / name, folder / name)
+        return RelionProject(folder)
+
+    def deliver(self, star: Path, project: RelionProject) -> None:
+        """Let a job's files come into another project as the job writes them: its star last, in place."""
+        job = project.folder / star.parent.relative_to(self.project.folder)
+        shutil.copytree(star.parent, job, ignore=shutil.ignore_patterns(star.name))
+        with star.open("rb") as source, (job / star.name).open("wb") as target:
+            for line in source:
+                target.write(line)
