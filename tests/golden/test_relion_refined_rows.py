@@ -4,12 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.relion_session import EXTRACT, RelionJobs
+from support.relion_session import (
+    EXTRACT,
+    PER_MICROGRAPH,
+    SYMMETRY,
+    RelionJobs,
+    angular_errors_deg,
+    rotations,
+    truth_of,
+)
 
+from cesped_stream.conventions import ANGLE_LABELS, rotation_to_euler_deg
 from cesped_stream.particles.own_columns import OWN_LABELS
 from cesped_stream.particles.own_rows import SIGNIFICANT_SAMPLES, PoseSource, pose_sources
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import ParticleTable
+from cesped_stream.so3.symmetry import group_rotations
 
 pytestmark = [pytest.mark.relion, pytest.mark.timeout(900)]
 
@@ -68,6 +78,37 @@ def test_class3d_writes_poses_without_half_sets(relion_jobs: RelionJobs) -> None
     classes = read_star(relion_jobs.classes)
     assert classes.has_poses().all() and "rlnRandomSubset" not in classes
     assert (pose_sources(classes) == PoseSource.FOREIGN).all()
+
+
+def test_class2d_writes_rot_and_tilt_0_and_counts_significant_samples_too(relion_jobs: RelionJobs) -> None:
+    relion_jobs.project.extract(1)
+    classes = read_star(relion_jobs.project.classify_2d("Class2D/job006", EXTRACT))
+    assert not classes.numbers("rlnAngleTilt").any() and not classes.numbers("rlnAngleRot").any()
+    assert len(np.unique(classes.numbers("rlnAnglePsi"))) > 10
+    assert classes.numbers(SIGNIFICANT_SAMPLES).min() >= 1
+
+
+def test_local_refinement_keeps_poses_that_lie_in_relions_asymmetric_unit_and_loses_their_mates(
+    relion_jobs: RelionJobs, refined: ParticleTable
+) -> None:
+    """RELION 3.1 compares directions with all mates of a prior, but its psi as it stands."""
+    project, reference = relion_jobs.project, Path("Refine3D/job010/run_class001.mrc")
+    truth = truth_of(project).select(range(0, 6 * PER_MICROGRAPH, 3))
+    mates = np.stack([rotation_to_euler_deg(g @ rotations(truth)) for g in group_rotations(SYMMETRY)])
+    inside = (mates[..., 0] >= 0) & (mates[..., 1] <= 90)
+    assert (inside.sum(0) == 1).all()
+    assert (refined.numbers("rlnAngleRot") > -10).all() and (refined.numbers("rlnAngleTilt") < 100).all()
+    chosen = {"inside": inside.argmax(0), "outside": (mates[..., 1] > 90).argmax(0)}
+    errors_deg = {}
+    for name, mate in chosen.items():
+        euler_deg = mates[mate, np.arange(len(truth))]
+        columns = {label: [f"{a:.6f}" for a in euler_deg[:, axis]] for axis, label in enumerate(ANGLE_LABELS)}
+        write_star(project.folder / f"{name}.star", truth.with_columns(columns))
+        found = project.refine_locally(f"Refine3D/{name}", Path(f"{name}.star"), reference)
+        errors_deg[name] = float(np.median(angular_errors_deg(read_star(found), truth)))
+    print(f"median error after local refinement, by where the priors lie: {errors_deg}")
+    assert errors_deg["inside"] < 6.0
+    assert errors_deg["outside"] > 20.0
 
 
 def test_every_row_that_relion_refined_has_a_significant_sample(

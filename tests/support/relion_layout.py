@@ -82,6 +82,18 @@ class ProjectFolder:
         """Write Class3D's result, which has poses and no rlnRandomSubset."""
         return self._write_refined(f"Class3D/{job}/run_it025_data.star", micrographs, seed, None)
 
+    def select(self, job: str, micrographs: Iterable[int]) -> None:
+        """Write what Select keeps of Class2D's particles: rows with psi and a fit, and with rot and tilt 0."""
+        chosen = list(micrographs)
+        self._stacks(max(chosen))
+        labels = tuple(label for label in (*EXTRACTED, *REFINED) if label != "rlnRandomSubset")
+        fit = (*("0.000000", "0.000000", "0.363007", "-6.71699", "1.007381", "2033.135994", "0.024507"), "106")
+        rows = [(*_extracted(k, i), str(k), *fit) for k in chosen for i in range(1, PER_MICROGRAPH + 1)]
+        rows = [(*row[:4], _number(7.5 * k - 90), *row[5:]) for k, row in enumerate(rows)]
+        star = self.root / f"Select/{job}/particles.star"
+        star.parent.mkdir(parents=True, exist_ok=True)
+        star.write_text(_star(labels, rows))
+
     def names(self, micrographs: int) -> list[str]:
         """Return the image names of the first micrographs."""
         return [image_name(k, i) for k in range(1, micrographs + 1) for i in range(1, PER_MICROGRAPH + 1)]

@@ -79,6 +79,17 @@ class RelionProject:
         )
         return self.folder / job / "run_it003_data.star"
 
+    def classify_2d(self, job: str, star: Path) -> Path:
+        """Run Class2D with four classes and two iterations; return the last one's star."""
+        self._job(job)
+        words = COMMON[: COMMON.index("--sym")] + COMMON[COMMON.index("--sym") + 2 :]
+        _relion(
+            self.folder,
+            *("relion_refine", "--o", f"{job}/run", "--i", str(star), "--K", "4", "--iter", "2", "--tau2_fudge", "2"),
+            *(*words, "--psi_step", "12", "--offset_step", "2", "--j", "2", "--pool", "20", "--random_seed", "1"),
+        )
+        return self.folder / job / "run_it002_data.star"
+
     def refine_locally(self, job: str, star: Path, reference: Path) -> Path:
         """Refine the poses of a star in three iterations, about where they are; return the last one's star."""
         self._job(job)
