@@ -18,7 +18,7 @@ import pytest
 from support.relion_session import PER_MICROGRAPH, SYMMETRY, RelionJobs, RelionProject, angular_errors_deg, truth_of
 
 from cesped_stream.conventions import ANGLE_LABELS
-from cesped_stream.particles.star import read_star
+from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream_service.cli import main
 
@@ -198,3 +198,25 @@ def test_references_of_classes_without_half_sets_are_not_called_independent(
     assert main([*words, "--training.symmetry", SYMMETRY, "--training.alignment", "independent"]) == 0
     (manifest,) = tmp_path.glob("ref-*/manifest.json")
     assert json.loads(manifest.read_text())["independence"] == "unknown"
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True, reason="our poses lie outside of the asymmetric unit that RELION's local search knows psi in"
+)
+def test_relions_local_refinement_goes_on_from_our_predictions(relion_jobs: RelionJobs, tmp_path: Path) -> None:
+    project = relion_jobs.project
+    words = ["--star", str(relion_jobs.refined), "--image_root", str(project.folder), "--output", str(tmp_path)]
+    alignment = ["--training.symmetry", SYMMETRY, "--training.alignment", "independent"]
+    assert main(["train", "--proposer", "gallery", *words, *alignment]) == 0
+    (checkpoint,) = (manifest.parent for manifest in tmp_path.glob("ref-*/manifest.json"))
+    extracted = read_star(project.extract(8))
+    write_star(tmp_path / "last.star", extracted.select(range(6 * PER_MICROGRAPH, ALL)))
+    words = ["--checkpoint", str(checkpoint), "--star", str(tmp_path / "last.star")]
+    posed = project.folder / "posed.star"
+    assert main(["infer", *words, "--image_root", str(project.folder), "--output", str(posed)]) == 0
+    truth = truth_of(project)
+    assert np.median(angular_errors_deg(read_star(posed), truth)) < 5.0
+    reference = Path("Refine3D/job010/run_class001.mrc")
+    refined = project.refine_locally("Refine3D/job040", Path("posed.star"), reference)
+    assert np.median(angular_errors_deg(read_star(refined), truth)) < 8.0

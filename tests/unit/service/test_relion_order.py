@@ -14,6 +14,7 @@ from support.session_bench import Bench, FakeReferenceTrainer, FakeTrainer, Fake
 from cesped_stream.conventions import ANGLE_LABELS
 from cesped_stream.export.star import export_star
 from cesped_stream.imaging.maps import write_map
+from cesped_stream.particles.own_rows import PoseSource, pose_sources
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream_service.coordinator import Coordinator
 from cesped_stream_service.messages import Control
@@ -373,3 +374,24 @@ def test_what_relion_refined_from_our_predictions_is_a_consensus(session: Sessio
     both = Consensus(first.euler_deg | newer.euler_deg, first.subset | newer.subset)
     check_references(session.bench, 2, both)
     check_rows(session.bench, session.project.names(MICROGRAPHS), both)
+
+
+@pytest.mark.parametrize("first", ["extract", "select"])
+def test_selected_2d_classes_are_no_alignment_and_our_poses_of_them_are_known_as_ours(
+    session: Session, first: str
+) -> None:
+    """Class2D leaves psi, rot 0 and tilt 0, and RELION's count of significant samples, in every row."""
+    jobs = [lambda: session.project.extract(MICROGRAPHS), lambda: session.project.select("job007", range(1, 9))]
+    for job in jobs if first == "extract" else jobs[::-1]:
+        job()
+        session.settle()
+    assert session.core.status().aligned_per_half == (0, 0)
+    consensus = session.project.refine("job010", range(1, 5), seed=10)
+    session.finish()
+    assert_nothing_refused(session)
+    session.core.close()
+    check_references(session.bench, 1, consensus)
+    check_rows(session.bench, session.project.names(MICROGRAPHS), consensus)
+    table = exported(session.bench)
+    sources = dict(zip(table.column("cestreamStatus"), pose_sources(table).tolist(), strict=True))
+    assert sources == {"given": PoseSource.FOREIGN, "predicted": PoseSource.OWN}
