@@ -25,7 +25,7 @@ def run_session(root: Path, step: Callable[[str], None]) -> tuple[bytes, Bench, 
 
     Extract lands without half-sets and is posed by a given map, in half-sets by micrograph; job010 comes back with a
     split of its own; Extract grows; job020, of more particles and with another split, is the newer consensus, and
-    references are asked for again.
+    references are made of it, asked for where they are not made at once.
     """
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)

@@ -149,6 +149,11 @@ def trained_on(bench: Bench, training_id: int) -> ParticleTable:
     return read_star(bench.session / "batches" / f"training_{training_id:06d}.star")
 
 
+def last_training(bench: Bench) -> int:
+    """Return the number of the newest order."""
+    return max(int(star.stem.rpartition("_")[2]) for star in (bench.session / "batches").glob("training_*.star"))
+
+
 def check_rows(bench: Bench, landed: Sequence[str], consensus: Consensus) -> dict[str, dict[str, str]]:
     """Check that each landed particle has one row, given (pose and half-set of the consensus) or predicted by a
     reference that it is not in; return the rows by image name."""

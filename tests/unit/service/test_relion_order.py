@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.relion_layout import Consensus, ProjectFolder, check_references, check_rows, exported, trained_on
+from support.relion_layout import (
+    Consensus,
+    ProjectFolder,
+    check_references,
+    check_rows,
+    exported,
+    last_training,
+    trained_on,
+)
 from support.session_bench import Bench, FakeReferenceTrainer, FakeTrainer, FakeWorker, is_done, run_until, tell, turn
 
 from cesped_stream.conventions import ANGLE_LABELS
@@ -45,10 +53,13 @@ class Session:
         self.trainer = FakeReferenceTrainer(self.bench.session / "checkpoints")
         self.roles: list[FakeWorker | FakeTrainer] = [self.trainer, FakeWorker()]
         self.core: Coordinator = self.bench.open()
+        self.heard: set[str] = set()
+        """Every note that the status has shown so far."""
 
     def settle(self, many: int = 15) -> None:
         for _ in range(many):
             turn(self.core, self.bench.clock, self.roles)
+            self.heard.update(self.core.status().notes)
 
     def finish(self, landed: int = LANDED) -> None:
         """Take turns until all that landed has its row, and nothing is to be redone any more."""
@@ -204,24 +215,51 @@ def test_given_rows_stay_given_when_everything_is_redone(with_map: Session) -> N
 
 
 @pytest.mark.parametrize("split", [10, 20], ids=["same split", "another split"])
-def test_a_newer_consensus_replaces_the_poses_and_the_references_follow_on_request(
-    session: Session, split: int
-) -> None:
+def test_a_newer_consensus_replaces_the_poses_and_the_references_follow(session: Session, split: int) -> None:
     """Refine3D draws its half-sets anew, unless it starts from the former job's star."""
     session.project.extract(MICROGRAPHS)
     session.project.refine("job010", range(1, 5), seed=10)
     session.finish()
     newer = session.project.refine("job020", range(1, 7), seed=20, split=split)
     session.settle()
-    assert session.says(r"\b24 rows have a newer consensus"), session.core.status().notes
+    assert any(re.search(r"\b24 rows have a newer consensus", note) for note in session.heard), session.heard
     session.train()
     session.finish()
     assert_nothing_refused(session)
     status = session.core.status()
     assert (status.given, status.predicted) == (36, 12)
     session.core.close()
-    check_references(session.bench, 2, newer)
+    check_references(session.bench, last_training(session.bench), newer)
     check_rows(session.bench, session.project.names(MICROGRAPHS), newer)
+
+
+def test_a_newer_consensus_with_the_same_half_sets_leaves_the_references_until_they_are_asked_for(
+    session: Session,
+) -> None:
+    session.project.extract(MICROGRAPHS)
+    session.project.refine("job010", range(1, 5), seed=10)
+    session.finish()
+    newer = session.project.refine("job020", range(1, 5), seed=20, split=10)
+    session.finish()
+    assert session.says(r"\b24 rows have a newer consensus"), session.core.status().notes
+    assert len(session.trainer.orders) == 1
+    session.core.close()
+    check_rows(session.bench, session.project.names(MICROGRAPHS), newer)
+
+
+def test_where_a_newer_consensus_changes_half_sets_no_pose_by_the_former_references_is_left(session: Session) -> None:
+    """References of job010's half-sets hold particles of both of job020's: none of them may score the other half."""
+    session.project.extract(MICROGRAPHS)
+    session.project.refine("job010", range(1, 5), seed=10)
+    session.finish()
+    newer = session.project.refine("job020", range(1, 5), seed=20)
+    session.finish()
+    session.core.close()
+    rows = check_rows(session.bench, session.project.names(MICROGRAPHS), newer)
+    check_references(session.bench, last_training(session.bench), newer)
+    made_by = {row["cestreamCheckpoint"] for row in rows.values() if row["cestreamStatus"] == "predicted"}
+    assert made_by == {f"ref-aligned-{last_training(session.bench)}"}
+    assert last_training(session.bench) > 1
 
 
 def test_where_the_first_consensus_is_kept_a_newer_one_is_only_told(tmp_path: Path) -> None:
