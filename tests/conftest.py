@@ -1,12 +1,17 @@
 """Fixtures for all tests."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from support.relion_session import RelionJobs
 
 # How long an example takes says how busy the machine is, not whether the claim holds.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -30,3 +35,15 @@ def memory_folder() -> Iterator[Path]:
     base = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=base if os.access(base, os.W_OK) else None) as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def relion_jobs(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> "RelionJobs":
+    """RELION's own jobs on one simulated project, each run once for all tests that ask for it."""
+    missing = [name for name in ("relion_refine_mpi", "relion_preprocess", "mpirun") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not on PATH")
+    from support.relion_session import RelionJobs, start_project
+
+    folder = tmp_path_factory.mktemp("relion") / "project"
+    return RelionJobs(start_project(folder, test_data / "betagal" / "map.mrc"))

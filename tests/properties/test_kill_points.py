@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.kills import first_and_last, played_through
 from support.session_bench import (
     Bench,
     FakeReferenceTrainer,
@@ -13,7 +14,6 @@ from support.session_bench import (
     FakeWorker,
     KillAt,
     Killed,
-    crash,
     fake_checkpoint,
     is_done,
     star_text,
@@ -56,34 +56,10 @@ def run_session(root: Path, step: Callable[[str], None], proposer: str = "networ
     bench.land("s1", 20, flagged=[3, 15])
     bench.land("s2", 9, extra=["rlnCoordinateX"], optics="B", voltage=200.0)
     shutil.copy(bench.landing / "s1.star", bench.landing / "s1_again.star")
-    kills = _played_through(bench, step, _play)
+    kills = played_through(bench, step, _play)
     paths = export_star(bench.session / "poses", root / "export.star")
     trained = (bench.session / "batches" / "training_000002.star").read_bytes()
     return paths[0].read_bytes(), paths[1].read_bytes(), trained, kills
-
-
-def _played_through(bench: Bench, step: Callable[[str], None], play: Callable[[Bench, Coordinator, int], None]) -> int:
-    """Play a scenario, again from the disk after each kill, until it is through; return the kills."""
-    kills = 0
-    while True:
-        core = None
-        try:
-            core = bench.open(step)
-            play(bench, core, kills)
-            core.close()
-            return kills
-        except Killed:
-            kills += 1
-            assert kills < 1000
-            if core is not None:
-                crash(core)
-            else:
-                _release_lock_of_killed_start(bench)
-
-
-def _release_lock_of_killed_start(bench: Bench) -> None:
-    """A constructor that is killed leaves its lock to the garbage collector here, to the kernel in a process."""
-    assert (bench.session / "state" / "coordinator.lock").exists()
 
 
 def _play(bench: Bench, core: Coordinator, life: int) -> None:
@@ -177,7 +153,7 @@ def run_session_of_redo(root: Path, step: Callable[[str], None]) -> tuple[bytes,
     bench = Bench(root)
     bench.land("aligned", 12, aligned=True)
     bench.land("s1", 14)
-    kills = _played_through(bench, step, _play_redo)
+    kills = played_through(bench, step, _play_redo)
     return export_star(bench.session / "poses", root / "export.star")[0].read_bytes(), kills
 
 
@@ -214,8 +190,7 @@ def test_kills_while_a_training_ends_before_a_redo_end_in_the_same_export(fast_r
     table = read_star(fast_root / "export.star")
     made_by = dict(zip(table.column("rlnImageName"), table.column("cestreamCheckpoint"), strict=True))
     assert {made_by[name] for name in made_by if "s1" in name} == {SECOND}
-    first, last = ({name: k + 1 for k, name in order} for order in both_ways(count.names))
-    for at in sorted({*first.values(), *last.values()}):
+    for at in first_and_last(count.names):
         found = run_session_of_redo(fast_root, KillAt(at))
         assert found[1] == 1, f"step {at}, {count.names[at - 1]}: no kill"
         assert found[0] == expected[0], f"killed after step {at}, {count.names[at - 1]}"
@@ -230,17 +205,11 @@ def run_session_of_sources(root: Path, step: Callable[[str], None]) -> tuple[byt
     rebuilding = {"rebuild_rows": 20, "rebuild_least_confidence": 0.4}
     bench = Bench(root, proposer="gallery", reference=root / "map.mrc", noise_rows_per_half=20, referencing=rebuilding)
     bench.land("s1", 41, flagged=[0])
-    kills = _played_through(bench, step, _play_sources)
+    kills = played_through(bench, step, _play_sources)
     for name in bench.session.glob("checkpoints/*/manifest.json"):
         _check_that_no_member_was_scored(bench, name.parent)
     paths = export_star(bench.session / "poses", root / "export.star")
     return paths[0].read_bytes(), paths[1].read_bytes(), kills
-
-
-def both_ways(names: list[str]) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
-    """Return the numbered names backwards and forwards: a dictionary keeps what comes last."""
-    numbered = list(enumerate(names))
-    return numbered[::-1], numbered
 
 
 def _play_sources(bench: Bench, core: Coordinator, life: int) -> None:
@@ -288,8 +257,7 @@ def test_kills_at_the_first_and_last_step_of_each_kind_while_references_change_e
     assert {made_by[f"{k:06d}@s1.mrcs"] for k in range(12, 42)} == {"ref-aligned-3"}
     assert {made_by[f"{k:06d}@s2.mrcs"] for k in range(1, 10)} == {"ref-aligned-3"}
     # After each kind of step, the first and the last time that it comes.
-    first, last = ({name: k + 1 for k, name in order} for order in both_ways(count.names))
-    for at in sorted({*first.values(), *last.values()}):
+    for at in first_and_last(count.names):
         found = run_session_of_sources(fast_root, KillAt(at))
         assert found[2] == 1, f"step {at}, {count.names[at - 1]}: no kill"
         assert found[:2] == expected[:2], f"killed after step {at}, {count.names[at - 1]}"
