@@ -136,6 +136,8 @@ def _in_words(kind: type[BaseModel], error: ValidationError, file: Path | None) 
                 wanted = next((k for k in required_keys(kind) if k == key or k.startswith(f"{key}.")), key)
                 lines.append(f"{wanted}: not set; give --{wanted} on the command line, or in the settings file")
             case _:
-                lines.append(f"{key or 'settings'}: got {problem['input']!r}: {problem['msg']}")
+                lines.append(
+                    f"{key or 'settings'}: got {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+                )
     where = f" (with settings file {file})" if file is not None else ""
     return "; ".join(lines) + where
