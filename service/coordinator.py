@@ -32,6 +32,7 @@ from .session import SessionFolder, SessionLock, refuse_network_file_system
 from .settings import SessionSettings, inference_sha256
 from .status import SessionStatus
 from .status_report import StatusReport
+from .waiting import rows_in_hand
 from .watcher import FileEvents, Watcher
 from .work import Work
 
@@ -225,12 +226,16 @@ class Coordinator:
                 return self.request_training()
             case "drain":
                 self.drain()
-                return "no new leases; stops when the results in hand are committed"
+                return self._ends("stops: waits for {}; no new ones are given out", "stops: nothing is in hand")
             case "stop":
                 self._stopping = True
-                return "stops now; leases that are out are done again after the next start"
+                return self._ends("stops at once: {} are done again after the next start", "stops at once")
             case "status":
                 return ""
+
+    def _ends(self, with_rows: str, without: str) -> str:
+        rows = rows_in_hand(self._work) if self._work is not None else ()
+        return with_rows.format(*rows) if rows else without
 
     def _answered(self, message: Control) -> ControlReply:
         """Return the reply; by then status.json tells of what was asked for."""
