@@ -267,7 +267,10 @@ def _add_requests(commands: Any) -> None:
     requeue = _request(commands, "requeue", "bring back what was quarantined")
     requeue.add_argument("--batch", dest="_argument", default="", help="batch number or star path; default: everything")
     _request(commands, "retrain", "train again, on all aligned rows that have landed")
-    _request(commands, "stop", "ask a running coordinator to finish what is in hand and exit")
+    stop = _request(commands, "stop", "finish the batch in hand, write its poses and end; waits for that")
+    stop.add_argument(
+        "--now", dest="_now", action="store_true", help="end at once: the batch in hand is done again at the next start"
+    )
     export = commands.add_parser("export", help="write the session's particles for other programs").add_subparsers(
         title="formats", metavar="FORMAT", required=True, parser_class=_Parser
     )

@@ -192,15 +192,24 @@ class Coordinator:
         return self._stopping
 
     def close(self) -> None:
-        """Commit the results that have arrived, close the ledger and release the lock."""
+        """Commit the results that have arrived, write the last status, close the ledger and release the lock."""
         if self._work is not None and not self._pause_reason:
             self._guarded(lambda work: self._committed(work, self._now()))
+        self._write_last_status()
         if self._work is not None:
             self._work.close()
             self._work = None
         if self._events is not None:
             self._events.close()
         self._lock.release()
+
+    def _write_last_status(self) -> None:
+        """Tell what the commit of the end made of the counts, where this coordinator wrote a status before."""
+        if self._work is None or self._pause_reason or self._next_status == float("-inf"):
+            return
+        status = self.status()
+        if self._work is not None:
+            self._report.write(status.ended())
 
     # Requests
 

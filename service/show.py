@@ -47,15 +47,21 @@ def status_view(status: SessionStatus, *, running: bool) -> RenderableType:
 
 def status_line(status: SessionStatus) -> str:
     """Return one plain line: for logs and terminals without a live view."""
-    line = f"{status.state}: {status.landed} landed, {status.posed} posed, {status.pending} pending"
-    if status.unposed or status.quarantined:
-        line += f", {status.unposed} unposed, {status.quarantined} quarantined"
-    if status.quarantined_stars:
-        line += f", {status.quarantined_stars} stars set aside"
+    line = f"{status.state}: {counts_line(status)}"
     if status.training is not None and status.state is SessionState.TRAINING:
         line += f"; {_training_words(status.training)}"
     if status.waits_for:
         line += f"; waits for {', '.join(status.waits_for)}"
+    return line
+
+
+def counts_line(status: SessionStatus) -> str:
+    """Return in one line how many particles there are of each kind."""
+    line = f"{status.landed} landed, {status.posed} posed, {status.pending} pending"
+    if status.unposed or status.quarantined:
+        line += f", {status.unposed} unposed, {status.quarantined} quarantined"
+    if status.quarantined_stars:
+        line += f", {status.quarantined_stars} stars set aside"
     return line
 
 

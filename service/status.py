@@ -170,3 +170,9 @@ class SessionStatus(_Part):
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     """What is as it should be and still good to know."""
+
+    def ended(self) -> "SessionStatus":
+        """Return the status once nothing runs: what was leased is to be done again."""
+        pending = self.pending + self.leased
+        told = {"state": SessionState.STOPPED, "pending": pending, "leased": 0, "roles": (), "waits_for": ()}
+        return self.model_copy(update=told)
