@@ -15,7 +15,7 @@ from .cli import session_settings, settings_from
 from .messages import MAX_NAME, Control, ControlAction
 from .process import StopRequest, changed_settings, save_settings, start_logging
 from .request import ask_running, current_status, last_status, request, settings_of
-from .session import SessionFolder, SessionLock
+from .session import SessionFolder, SessionLock, refuse_landing_inside
 from .settings import InferCommand, SessionSettings, TrainCommand
 from .sockets import create_keys
 from .toml import chosen_text, flat
@@ -226,6 +226,7 @@ def _check_can_start(settings: SessionSettings) -> None:
 
     if not settings.landing.folder.is_dir():
         raise CespedStreamError(f"landing.folder: {settings.landing.folder} is no folder; make it, or mount it")
+    refuse_landing_inside(settings)
     link_of(settings, coordinator=True)
     check_before_start(settings)
     settings.session.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,12 @@
 """The coordinator's core: a plain object without socket or torch. What a kill interrupts, the next start finishes."""
 
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from cesped_stream.durable import Step
-from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
+from cesped_stream.errors import CespedStreamError, TransientError
 
 from .exchange import Exchange, Frames, Outgoing
 from .given_map import adopt, check_sources
@@ -28,7 +26,7 @@ from .messages import (
     Result,
     Welcome,
 )
-from .session import SessionFolder, SessionLock, refuse_network_file_system
+from .session import SessionFolder, SessionLock, refuse_landing_inside, refuse_network_file_system
 from .settings import SessionSettings, inference_sha256
 from .status import SessionStatus
 from .status_report import StatusReport
@@ -69,11 +67,7 @@ class Coordinator:
         self._now = now
         self._step = step
         self.folder = SessionFolder.of(settings)
-        if Path(os.path.abspath(settings.landing.folder)).is_relative_to(self.folder.root):
-            raise InvalidSettingsError(
-                f"landing.folder {settings.landing.folder}: lies in the session folder {self.folder.root}; "
-                "choose another session folder"
-            )
+        refuse_landing_inside(settings)
         self.folder.create()
         refuse_network_file_system(self.folder.ledger_folder)
         self._lock = SessionLock(self.folder)

@@ -166,6 +166,26 @@ def test_folder_that_is_no_session_is_refused(tmp_path: Path, capsys: pytest.Cap
         assert "no session folder" in refusal(capsys, command, str(tmp_path))
 
 
+def test_a_folder_near_a_session_is_told_the_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    session = tmp_path / "out" / "session"
+    (session / "poses").mkdir(parents=True)
+    (session / "session.toml").touch()
+    assert f"did you mean {session}?" in refusal(capsys, "status", str(tmp_path / "out"))
+    assert f"did you mean {session}?" in refusal(capsys, "stop", str(session / "poses"))
+    assert f"it is a file; give the folder, {session}" in refusal(capsys, "status", str(session / "session.toml"))
+    assert "there is nothing of this name" in refusal(capsys, "status", str(tmp_path / "none"))
+    assert "which `run` writes at its first start" in refusal(capsys, "status", str(tmp_path))
+
+
+def test_a_session_folder_around_the_landing_folder_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "landing").mkdir()
+    words = ("run", "--session", str(tmp_path), "--landing.folder", str(tmp_path / "landing"))
+    assert "lies in the session folder" in refusal(capsys, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["landing"]
+
+
 def test_landing_folder_that_does_not_exist_is_refused_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
