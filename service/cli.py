@@ -16,7 +16,7 @@ from .bench_commands import add_benches
 from .bench_proposers_command import add_bench_proposers
 from .entries_commands import entries_parser
 from .evaluate_command import add_evaluate
-from .help_pages import Help, add_help, drop_empty_defaults, overview_text
+from .help_pages import Help, add_help, drop_empty_defaults, overview_text, request_text
 from .nearest import did_you_mean, listed, nearest
 from .prepare_command import add_preprocess
 from .resolve import known_keys, resolve, with_absolute_paths
@@ -260,12 +260,18 @@ def _settings_class(name: str) -> type[BaseSettings]:
 
 
 def _add_requests(commands: Any) -> None:
-    status = _request(commands, "status", "show each role's state, backlog, rates, latency, checkpoint in use")
+    status = _request(
+        commands, "status", "what it does and waits for: roles, backlog, rates, latency, checkpoint in use"
+    )
     status.add_argument("--json", dest="_json", action="store_true", help="the whole status as JSON")
     reinfer = _request(commands, "reinfer", "redo committed poses with a later checkpoint, each row still exactly once")
-    reinfer.add_argument("--checkpoint", dest="_argument", default="", help="its id or folder; default: the one in use")
+    reinfer.add_argument(
+        "--checkpoint", dest="_argument", metavar="ID", default="", help="its id or folder; default: the one in use"
+    )
     requeue = _request(commands, "requeue", "bring back what was quarantined")
-    requeue.add_argument("--batch", dest="_argument", default="", help="batch number or star path; default: everything")
+    requeue.add_argument(
+        "--batch", dest="_argument", metavar="BATCH", default="", help="batch number or star path; default: everything"
+    )
     _request(commands, "retrain", "train again, on all aligned rows that have landed")
     stop = _request(commands, "stop", "finish the batch in hand, write its poses and end; waits for that")
     stop.add_argument(
@@ -283,7 +289,7 @@ def _add_requests(commands: Any) -> None:
 
 def _request(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}. Works whether or not the session runs."
+        name, help=text, description=request_text(name, f"{text[0].upper()}{text[1:]}.")
     )
     parser.add_argument("_session", type=Path, metavar="SESSION", help="session folder")
     parser.set_defaults(_command=_later(f"{name}_command"), _argument="")

@@ -224,6 +224,39 @@ to OUTPUT_unposed.star with the reason. RELION reads the result.""",
     ),
 }
 
+REQUESTS: Final[Mapping[str, tuple[str, str]]] = {
+    "status": (
+        "cesped-stream status ~/s1",
+        "Problems stand in red with their remedy. Where the session does not run, it is the last status written.",
+    ),
+    "stop": (
+        "cesped-stream stop ~/s1",
+        "No new rows are given out; what workers have in hand is finished and written, which takes seconds.\n"
+        "`cesped-stream run --settings ~/s1/session.toml` goes on from there.",
+    ),
+    "reinfer": (
+        "cesped-stream reinfer ~/s1",
+        "Poses by former references or networks are computed again; rows that land come first. Each row stays in the\n"
+        "output exactly once, with its old pose until the new one is there. On a session that does not run it is\n"
+        "done at the next start.",
+    ),
+    "requeue": (
+        "cesped-stream requeue ~/s1 --batch 12",
+        "`status` names what was set aside and why, SESSION/quarantine has every row. Correct the file, then bring it\n"
+        "back. Works also on a session that does not run.",
+    ),
+    "retrain": (
+        "cesped-stream retrain ~/s1",
+        "References are made, or networks trained, on all aligned rows so far; what lands from then on gets poses by\n"
+        "them, `reinfer` redoes the rest. On a session that does not run it is done at the next start.",
+    ),
+    "star": (
+        "cesped-stream export star ~/s1 --output ~/s1_all.star",
+        "The input's columns and the pose of every particle that has one; the session may run meanwhile.",
+    ),
+}
+"""Of the commands that ask a session for something: an example, and what happens."""
+
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "try it": ("demo", "simulate", "replay"),
     "a session": ("run", "status", "stop", "export", "retrain", "reinfer", "requeue"),
@@ -271,6 +304,14 @@ def page_text(parser: argparse.ArgumentParser, page: HelpPage) -> str:
         "(--settings FILE), or CESPED_STREAM_KEY in the environment (a dot becomes two underscores)."
     )
     return formatter.format_help()
+
+
+def request_text(name: str, description: str) -> str:
+    """Return what `--help` says of a command that asks a session for something."""
+    if name not in REQUESTS:
+        return description
+    example, happens = REQUESTS[name]
+    return f"{description}\n\nexample:\n  {example}\n\n{happens}"
 
 
 def overview_text(parser: argparse.ArgumentParser, helps: Mapping[str, str]) -> str:

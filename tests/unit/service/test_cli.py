@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cesped_stream_service.cli import SETTINGS_COMMANDS, build_parser, main
-from cesped_stream_service.help_pages import PAGES
+from cesped_stream_service.help_pages import PAGES, REQUESTS
 from cesped_stream_service.resolve import required_keys
 
 ROLES_AND_REQUESTS = "run coordinator worker trainer status reinfer requeue retrain stop export"
@@ -145,6 +145,16 @@ def test_a_first_pages_example_is_a_command_line_that_is_understood(command: str
     words = PAGES[command].example.split()[1:]
     _, unknown = build_parser(words[0]).parse_known_args(words)
     assert unknown == []
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_requests_help_has_an_example_that_is_understood(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example, happens = REQUESTS[name]
+    words = example.split()[1:]
+    arguments, unknown = build_parser(words[0]).parse_known_args(words)
+    assert unknown == [] and arguments._session == Path("~/s1")
+    text = shown(capsys, *("export star" if name == "star" else name).split(), "--help")
+    assert f"example:\n  {example}\n" in text and happens in text
 
 
 def test_the_overview_groups_every_command_once(capsys: pytest.CaptureFixture[str]) -> None:
