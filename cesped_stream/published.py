@@ -82,6 +82,11 @@ class Listing(BaseModel):
     class _Record(FileRecord):
         model_config = ConfigDict(extra="ignore")
 
+        resolution_angstrom: float | None = None
+        """Of its reference, where the kind has one."""
+        median_error_deg: float | None = None
+        """Of its poses of aligned particles that it was not made of, where there were any."""
+
     kind: str = NETWORK_KIND
     checkpoint_id: str = Field(min_length=1)
     independence: str = "unknown"
@@ -90,6 +95,18 @@ class Listing(BaseModel):
     """What speaks against it, a sentence each."""
     halves: dict[int, _Record]
     files: dict[str, str] = Field(default_factory=dict)
+
+    def resolution_angstrom(self) -> tuple[float, ...]:
+        """Return that of half-set 0's and 1's reference; nothing where the kind has none."""
+        return self._of_halves("resolution_angstrom")
+
+    def median_error_deg(self) -> tuple[float, ...]:
+        """Return half-set 0's and 1's on held-out particles; nothing where that was not measured of both."""
+        return self._of_halves("median_error_deg")
+
+    def _of_halves(self, name: str) -> tuple[float, ...]:
+        found = [getattr(self.halves[half], name) for half in sorted(self.halves)]
+        return () if None in found else tuple(found)
 
     def names_and_hashes(self) -> set[NameAndHash]:
         """Return all files that the manifest lists."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError
 
+from .help_pages import add_help
 from .stream_words import Word, add_words
 
 if TYPE_CHECKING:
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
 
 SETTINGS_NAME, FIGURES_NAME = "settings.json", "figures.json"
 TEXT = "which way of making poses wins on an entry: network, gallery, refined or not, beside what noise allows"
-DESCRIPTION = """\
-Which way of making poses wins on an entry, and how soon and how fast it answers.
-
-  cesped-stream bench proposers --output ways --snr 0.15 --aligned 4000 --steps 600
-  cesped-stream bench proposers ENTRY --output ways --aligned 2500 --realism.preset session
-
-Micrographs with so many particles are aligned, so many more are streamed. Networks and references are made of the
-aligned ones, once: they stay in the output folder, and a start that was cut goes on. Each way then answers the same
-streamed particles. Every option below is a setting, as of `demo`.
-"""
 WORDS = (
     Word("--snr", "simulate.snr", "of the simulated entry", "SNR"),
     Word("--symmetry", "simulate.symmetry", "of the simulated entry's map", "NAME"),
@@ -42,7 +33,8 @@ WORDS = (
 
 def add_bench_proposers(bench: Any, *, with_options: bool) -> None:
     """Add `proposers` to the benchmarks; its settings as options only where they are wanted."""
-    parser = bench.add_parser("proposers", help=TEXT, description=DESCRIPTION)
+    parser = bench.add_parser("proposers", help=TEXT, description=f"{TEXT[0].upper()}{TEXT[1:]}.", add_help=False)
+    add_help(parser, "bench proposers")
     parser.set_defaults(_command=bench_proposers_command)
     if not with_options:
         return

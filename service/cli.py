@@ -1,7 +1,6 @@
 """The command line. `--help` teaches; nothing heavy is imported before a command needs it."""
 
 import argparse
-import difflib
 import errno
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,8 @@ from .bench_commands import add_benches
 from .bench_proposers_command import add_bench_proposers
 from .entries_commands import entries_parser
 from .evaluate_command import add_evaluate
+from .help_pages import Help, add_help, drop_empty_defaults, overview_text, request_text
+from .nearest import did_you_mean, listed, nearest
 from .prepare_command import add_preprocess
 from .resolve import known_keys, resolve, with_absolute_paths
 from .score_command import add_score
@@ -34,17 +35,18 @@ DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, 
 OVERVIEW = """\
 Poses for cryo-EM particles while the microscope is still collecting.
 
-particle stars and stacks land in a folder; references are made of the first aligned ones, or a network is trained
+Particle stars and stacks land in a folder; references are made of the first aligned ones, or a network is trained
 on them; all later ones get poses:
 
   cesped-stream demo                                    see it work on simulated ribosomes, no data needed
   cesped-stream run --session S --landing.folder L      watch folder L, keep everything in folder S
-  cesped-stream status S                                what is it doing?
+  cesped-stream status S                                what is it doing, and what does it wait for?
   cesped-stream export star S --output all.star         every particle once, sorted: input for RELION
+  cesped-stream stop S                                  finish the batch in hand and end; `run` goes on from there
 
 Settings come from, strongest first: the command line (--training.max_steps 500), the environment
 (CESPED_STREAM_TRAINING__MAX_STEPS=500), a TOML file (--settings my.toml), the defaults. An unknown key is an error.
-The resolved settings of a session are printed at its start and kept in <session>/session.toml.
+What differs from the defaults is printed at a session's start; <session>/session.toml has all of it.
 """
 
 SETTINGS_COMMANDS = {
@@ -59,6 +61,25 @@ SETTINGS_COMMANDS = {
     "train": "train a network on an aligned star, or make references of it, without a session; publishes a checkpoint",
     "infer": "predict the poses of a star with a checkpoint, without a session",
 }
+
+OTHER_NAMES = {
+    "start": "run",
+    "watch": "run",
+    "serve": "run",
+    "quit": "stop",
+    "kill": "stop",
+    "cancel": "stop",
+    "drain": "stop",
+    "info": "status",
+    "state": "status",
+    "retry": "requeue",
+    "redo": "reinfer",
+    "predict": "infer",
+    "test": "demo",
+    "benchmark": "bench",
+    "download": "entries",
+}
+"""What other programs call a command of ours."""
 
 _WORDS = {"replay": REPLAY_WORDS, "protocol": PROTOCOL_WORDS}
 
@@ -76,7 +97,29 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**kwargs)
 
     def error(self, message: str) -> NoReturn:
+        _, is_missing, names = message.partition("arguments are required: ")
+        missing = [action for action in self._actions if is_missing and _name_of(action) in names.split(", ")]
+        if missing:
+            message = "; ".join(map(_missing_words, missing))
         raise Usage(f"{message}; see `{self.prog} --help`")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        if isinstance(action, argparse._SubParsersAction):
+            raise Usage(f"unknown {str(action.metavar).lower()} {value}; {self._meant(value, list(action.choices))}")
+        takes = [str(choice) for choice in action.choices]
+        hint = did_you_mean(str(value), takes, "no such choice;")
+        raise Usage(f"{_name_of(action)} {value}: {hint} it takes {listed(takes)}")
+
+    def _meant(self, said: str, known: Sequence[str]) -> str:
+        if said == "help":
+            return f"`{self.prog} --help` lists them, `{self.prog} {known[0]} --help` tells of one"
+        elsewhere = [name for name in (OTHER_NAMES.get(said.lower(), ""),) if name in known]
+        meant = elsewhere or nearest(said, known)
+        if meant:
+            return f"did you mean `{self.prog} {listed(meant)}`?"
+        return f"there are {', '.join(known)}" if len(known) < 8 else f"`{self.prog} --help` lists them"
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = super().parse_known_args(args, namespace)
@@ -84,6 +127,16 @@ class _Parser(argparse.ArgumentParser):
             flags = tuple(flag for action in self._actions for flag in action.option_strings if flag.startswith("--"))
             found._flags = flags
         return found, unknown
+
+
+def _name_of(action: argparse.Action) -> str:
+    return "/".join(action.option_strings) or str(action.metavar)
+
+
+def _missing_words(action: argparse.Action) -> str:
+    if isinstance(action, argparse._SubParsersAction):
+        return f"{action.metavar} is missing: {listed(action.choices)}"
+    return f"{_name_of(action)} is missing: {action.help}"
 
 
 class SettingsArguments:
@@ -100,6 +153,7 @@ class SettingsArguments:
             cli_implicit_flags=True,
             cli_use_class_docs_for_groups=True,
         )
+        drop_empty_defaults(parser)
 
     def given(self, arguments: argparse.Namespace) -> Mapping[str, Any]:
         """Return the options that were given, nested."""
@@ -126,9 +180,14 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
 
     Only the command `wanted` gets its settings as options: each of them costs time to build.
     """
-    parser = _Parser(prog="cesped-stream", description=OVERVIEW)
+    parser = _Parser(
+        prog="cesped-stream", description=OVERVIEW, usage="cesped-stream COMMAND [--OPTION VALUE ...]", add_help=False
+    )
+    parser.add_argument("-h", "--help", action=Help, text=overview_of, help="this page")
     parser.add_argument("--version", action="store_true", dest="_version", help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=False, parser_class=_Parser)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=False, parser_class=_Parser, prog=parser.prog
+    )
     for name, text in SETTINGS_COMMANDS.items():
         _add_settings_command(commands, name, text, with_options=name == wanted)
     add_score(commands)
@@ -146,6 +205,12 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
     return parser
 
 
+def overview_of(parser: argparse.ArgumentParser) -> str:
+    """Return the page of all commands."""
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return overview_text(parser, {choice.dest: choice.help or "" for choice in commands._choices_actions})
+
+
 def _add_settings_command(commands: Any, name: str, text: str, *, with_options: bool) -> None:
     parser = commands.add_parser(
         name,
@@ -153,7 +218,9 @@ def _add_settings_command(commands: Any, name: str, text: str, *, with_options: 
         description=f"{text[0].upper()}{text[1:]}.\n\nEvery option below is a setting: KEY = VALUE in a TOML file, "
         "CESPED_STREAM_KEY in the environment\n(a dot becomes two underscores).",
         usage=f"cesped-stream {name} [--settings FILE] [--KEY VALUE ...]",
+        add_help=False,
     )
+    add_help(parser, name)
     parser.set_defaults(_command=_later(f"{name}_command"))
     if not with_options:
         return
@@ -193,14 +260,23 @@ def _settings_class(name: str) -> type[BaseSettings]:
 
 
 def _add_requests(commands: Any) -> None:
-    status = _request(commands, "status", "show each role's state, backlog, rates, latency, checkpoint in use")
+    status = _request(
+        commands, "status", "what it does and waits for: roles, backlog, rates, latency, checkpoint in use"
+    )
     status.add_argument("--json", dest="_json", action="store_true", help="the whole status as JSON")
     reinfer = _request(commands, "reinfer", "redo committed poses with a later checkpoint, each row still exactly once")
-    reinfer.add_argument("--checkpoint", dest="_argument", default="", help="its id or folder; default: the one in use")
+    reinfer.add_argument(
+        "--checkpoint", dest="_argument", metavar="ID", default="", help="its id or folder; default: the one in use"
+    )
     requeue = _request(commands, "requeue", "bring back what was quarantined")
-    requeue.add_argument("--batch", dest="_argument", default="", help="batch number or star path; default: everything")
+    requeue.add_argument(
+        "--batch", dest="_argument", metavar="BATCH", default="", help="batch number or star path; default: everything"
+    )
     _request(commands, "retrain", "train again, on all aligned rows that have landed")
-    _request(commands, "stop", "ask a running coordinator to finish what is in hand and exit")
+    stop = _request(commands, "stop", "finish the batch in hand, write its poses and end; waits for that")
+    stop.add_argument(
+        "--now", dest="_now", action="store_true", help="end at once: the batch in hand is done again at the next start"
+    )
     export = commands.add_parser("export", help="write the session's particles for other programs").add_subparsers(
         title="formats", metavar="FORMAT", required=True, parser_class=_Parser
     )
@@ -219,7 +295,7 @@ def _add_requests(commands: Any) -> None:
 
 def _request(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}. Works whether or not the session runs."
+        name, help=text, description=request_text(name, f"{text[0].upper()}{text[1:]}.")
     )
     parser.add_argument("_session", type=Path, metavar="SESSION", help="session folder")
     parser.set_defaults(_command=_later(f"{name}_command"), _argument="")
@@ -248,11 +324,13 @@ def session_settings(arguments: argparse.Namespace) -> SessionSettings:
 
 
 def _unknown_option(unknown: Sequence[str], arguments: argparse.Namespace) -> Usage:
+    if not unknown[0].startswith("-"):
+        return Usage(f"{' '.join(unknown)}: more than the command takes; an option's name comes before its value")
     options = getattr(arguments, "_options", None)
     keys = [f"--{key}" for key in known_keys(options.kind)] if options is not None else []
     keys += getattr(arguments, "_flags", ())
-    close = difflib.get_close_matches(unknown[0].partition("=")[0], keys, n=1)
-    hint = f"did you mean {close[0]}?" if close else "--help lists the options"
+    everything = "--help-all lists the options" if options is not None else "--help lists the options"
+    hint = did_you_mean(unknown[0].partition("=")[0], keys, everything)
     return Usage(f"unknown option {' '.join(unknown)}; {hint}")
 
 
@@ -281,6 +359,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     parser = build_parser(next((word for word in words if not word.startswith("-")), ""))
+    if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
+        raise Usage(f"{words[0]}: the command comes first, as in `cesped-stream run {words[0]} ...`; see --help")
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         raise _unknown_option(unknown, arguments)
@@ -290,7 +370,7 @@ def _run(words: list[str]) -> int:
         print(__version__)
         return 0
     if not hasattr(arguments, "_command"):
-        parser.print_help()
+        print(overview_of(parser), end="")
         return 0
     with ended_by_signals():
         return int(arguments._command(arguments))

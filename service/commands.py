@@ -13,29 +13,30 @@ from cesped_stream.errors import CespedStreamError, InvalidSettingsError
 
 from .cli import session_settings, settings_from
 from .messages import MAX_NAME, Control, ControlAction
-from .process import StopRequest, save_settings, start_logging
+from .process import StopRequest, changed_settings, save_settings, start_logging
 from .request import ask_running, current_status, last_status, request, settings_of
-from .session import SessionFolder, SessionLock
+from .session import SessionFolder, SessionLock, refuse_landing_inside
 from .settings import InferCommand, SessionSettings, TrainCommand
 from .sockets import create_keys
-from .toml import toml_text
+from .toml import chosen_text, flat
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False}
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    from .live import view_of
+    from .live import view_of, with_time
     from .run import Supervisor, children_of, start_child, supervise
-    from .show import status_line
+    from .show import counts_line
     from .without_effect import of_session
 
     settings = session_settings(arguments)
     _check_can_start(settings)
     _check_free(settings)
+    begins = _settings_words(settings)
     file = save_settings(settings)
     start_logging(settings.session, "run", to_stderr=False)
     console = Console()
-    console.print(f"settings resolved, kept in {file}:\n{_settings_text(settings)}", soft_wrap=True, **PLAIN)
+    console.print(begins, soft_wrap=True, **PLAIN)
     for said in of_session(settings):
         console.print(said, soft_wrap=True, **PLAIN)
     supervisor = Supervisor(children_of(settings, file), lambda child: start_child(settings, child))
@@ -44,7 +45,8 @@ def run_command(arguments: argparse.Namespace) -> int:
         code = supervise(supervisor, stop, view.update, parent_pid=arguments._parent_pid)
     status = last_status(settings)
     if status is not None:
-        console.print(f"ended; {status_line(status)}", soft_wrap=True, **PLAIN)
+        console.print(with_time(f"ended: {counts_line(status)}"), soft_wrap=True, **PLAIN)
+        console.print(f"`cesped-stream run --settings {file}` goes on from here", soft_wrap=True, **PLAIN)
     if code:
         _show_last_words(settings, Console(stderr=True))
     return code
@@ -60,7 +62,9 @@ def coordinator_command(arguments: argparse.Namespace) -> int:
 
     def on_open() -> None:
         if arguments._parent_pid == 0:
-            print(f"settings resolved, kept in {save_settings(settings)}:\n{_settings_text(settings)}", flush=True)
+            begins = _settings_words(settings)
+            save_settings(settings)
+            print(begins, flush=True)
 
     return run_coordinator(settings, stop, parent_pid=arguments._parent_pid, on_open=on_open)
 
@@ -112,11 +116,18 @@ def retrain_command(arguments: argparse.Namespace) -> int:
 
 
 def stop_command(arguments: argparse.Namespace) -> int:
+    from .stopping import wait_for_end
+
     settings = settings_of(arguments._session)
-    reply = ask_running(settings, Control(action="drain"))
+    reply = ask_running(settings, Control(action="stop" if arguments._now else "drain"))
     if reply is None:
-        raise CespedStreamError(f"{settings.session}: no coordinator runs here")
-    print(reply.text)
+        raise CespedStreamError(f"{settings.session}: nothing to stop, no coordinator runs on it")
+    print(reply.text, flush=True)
+    try:
+        wait_for_end(settings, lambda words: print(words, flush=True))
+    except KeyboardInterrupt:
+        print(f"it still stops; `cesped-stream stop --now {arguments._session}` ends it at once", file=sys.stderr)
+        raise
     return 0
 
 
@@ -217,6 +228,7 @@ def _check_can_start(settings: SessionSettings) -> None:
 
     if not settings.landing.folder.is_dir():
         raise CespedStreamError(f"landing.folder: {settings.landing.folder} is no folder; make it, or mount it")
+    refuse_landing_inside(settings)
     link_of(settings, coordinator=True)
     check_before_start(settings)
     settings.session.mkdir(parents=True, exist_ok=True)
@@ -229,8 +241,18 @@ def _check_free(settings: SessionSettings) -> None:
     SessionLock(folder).release()
 
 
-def _settings_text(settings: SessionSettings) -> str:
-    return toml_text(settings.model_dump(mode="json", exclude_none=True))
+def _settings_words(settings: SessionSettings) -> str:
+    """Return what a session starts with: what was chosen, what was changed since its last start, where all of it is."""
+    changed = changed_settings(settings)
+    lines = [f"  {line}" for line in chosen_text(settings).splitlines()]
+    for key, (was, now) in changed.items():
+        lines.append(f"  changed since the last start: {key} from {_said(was)} to {_said(now)}")
+    where = f"{settings.session / 'session.toml'} has all {len(flat(settings.model_dump(mode='json')))}"
+    return "\n".join([f"settings that differ from the defaults ({where}):", *lines])
+
+
+def _said(value: object) -> str:
+    return "not set" if value is None else str(value)
 
 
 def _name(arguments: argparse.Namespace, role: str) -> str:

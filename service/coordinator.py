@@ -1,14 +1,12 @@
 """The coordinator's core: a plain object without socket or torch. What a kill interrupts, the next start finishes."""
 
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from cesped_stream.durable import Step
-from cesped_stream.errors import CespedStreamError, InvalidSettingsError, TransientError
+from cesped_stream.errors import CespedStreamError, TransientError
 
 from .exchange import Exchange, Frames, Outgoing
 from .given_map import adopt, check_sources
@@ -28,10 +26,11 @@ from .messages import (
     Result,
     Welcome,
 )
-from .session import SessionFolder, SessionLock, refuse_network_file_system
+from .session import SessionFolder, SessionLock, refuse_landing_inside, refuse_network_file_system
 from .settings import SessionSettings, inference_sha256
 from .status import SessionStatus
 from .status_report import StatusReport
+from .waiting import rows_in_hand
 from .watcher import FileEvents, Watcher
 from .work import Work
 
@@ -68,11 +67,7 @@ class Coordinator:
         self._now = now
         self._step = step
         self.folder = SessionFolder.of(settings)
-        if Path(os.path.abspath(settings.landing.folder)).is_relative_to(self.folder.root):
-            raise InvalidSettingsError(
-                f"landing.folder {settings.landing.folder}: lies in the session folder {self.folder.root}; "
-                "choose another session folder"
-            )
+        refuse_landing_inside(settings)
         self.folder.create()
         refuse_network_file_system(self.folder.ledger_folder)
         self._lock = SessionLock(self.folder)
@@ -191,15 +186,24 @@ class Coordinator:
         return self._stopping
 
     def close(self) -> None:
-        """Commit the results that have arrived, close the ledger and release the lock."""
+        """Commit the results that have arrived, write the last status, close the ledger and release the lock."""
         if self._work is not None and not self._pause_reason:
             self._guarded(lambda work: self._committed(work, self._now()))
+        self._write_last_status()
         if self._work is not None:
             self._work.close()
             self._work = None
         if self._events is not None:
             self._events.close()
         self._lock.release()
+
+    def _write_last_status(self) -> None:
+        """Tell what the commit of the end made of the counts, where this coordinator wrote a status before."""
+        if self._work is None or self._pause_reason or self._next_status == float("-inf"):
+            return
+        status = self.status()
+        if self._work is not None:
+            self._report.write(status.ended())
 
     # Requests
 
@@ -225,12 +229,16 @@ class Coordinator:
                 return self.request_training()
             case "drain":
                 self.drain()
-                return "no new leases; stops when the results in hand are committed"
+                return self._ends("stops: waits for {}; no new ones are given out", "stops: nothing is in hand")
             case "stop":
                 self._stopping = True
-                return "stops now; leases that are out are done again after the next start"
+                return self._ends("stops at once: {} are done again after the next start", "stops at once")
             case "status":
                 return ""
+
+    def _ends(self, with_rows: str, without: str) -> str:
+        rows = rows_in_hand(self._work) if self._work is not None else ()
+        return with_rows.format(*rows) if rows else without
 
     def _answered(self, message: Control) -> ControlReply:
         """Return the reply; by then status.json tells of what was asked for."""

@@ -5,7 +5,7 @@ from typing import Final
 from cesped_stream.particles.flags import Clipped
 from cesped_stream.particles.own_columns import CALIBRATED, MASS
 from cesped_stream.particles.pose_tally import MANY_AT_EDGE, NOISE_REACHES, PoseTally
-from cesped_stream.settings import GallerySettings
+from cesped_stream.settings import GallerySettings, RefinementSettings
 
 from .status import ConfidenceStatus, PosesStatus
 
@@ -19,17 +19,23 @@ def poses_status(tally: PoseTally) -> PosesStatus:
         by_proposer=tally.by_proposer,
         confidence=tuple(found for kind in (CALIBRATED, MASS) if (found := _confidence(tally, kind)) is not None),
         num_refined=tally.num_refined,
-        num_clipped_angle=tally.clipped(Clipped.ANGLE) + tally.clipped(Clipped.BOTH),
+        num_clipped_angle=_num_clipped_angle(tally),
         num_clipped_shift=tally.num_clipped_shift,
         num_against_noise=tally.num_against_noise,
         num_like_noise=tally.num_like_noise,
     )
 
 
-def pose_problems(tally: PoseTally, gallery: GallerySettings) -> list[str]:
+def pose_problems(tally: PoseTally, gallery: GallerySettings, refinement: RefinementSettings) -> list[str]:
     """Return what is wrong with many of the poses, and what to do."""
+    if tally.num_refined < LEAST_ROWS:
+        return []
+    return [*_clipped_shifts(tally, gallery), *_clipped_angles(tally, gallery, refinement)]
+
+
+def _clipped_shifts(tally: PoseTally, gallery: GallerySettings) -> list[str]:
     clipped, refined = tally.num_clipped_shift, tally.num_refined
-    if refined < LEAST_ROWS or clipped <= MANY_AT_EDGE * refined:
+    if clipped <= MANY_AT_EDGE * refined:
         return []
     radius = gallery.shift_range_angstrom
     remedy = (
@@ -42,6 +48,30 @@ def pose_problems(tally: PoseTally, gallery: GallerySettings) -> list[str]:
         "search: these particles lie further off centre than is searched, or are junk; "
         f"{remedy} and `reinfer`, or centre the picks"
     ]
+
+
+def _clipped_angles(tally: PoseTally, gallery: GallerySettings, refinement: RefinementSettings) -> list[str]:
+    clipped, refined = _num_clipped_angle(tally), tally.num_refined
+    if clipped <= MANY_AT_EDGE * refined:
+        return []
+    radius = refinement.radius_deg
+    remedy = (
+        f"raise refinement.radius_deg ({radius:g} now)"
+        if radius
+        else "set refinement.radius_deg to more degrees than the automatic one grid step"
+    )
+    if gallery.coarse_order < gallery.grid_order:
+        remedy += f", or gallery.coarse_order to {gallery.grid_order} ({gallery.coarse_order} now): no view is left out"
+    return [
+        f"{clipped:,} of {refined:,} refined poses ({100 * clipped / refined:.0f} %) ended at the edge of the angle "
+        "search: the best view lies farther from the proposed one than is searched. The reference may be too coarse "
+        f"to propose well (see its resolution; `retrain` on more aligned rows), or the rows are junk; else {remedy}, "
+        "and `reinfer`"
+    ]
+
+
+def _num_clipped_angle(tally: PoseTally) -> int:
+    return tally.clipped(Clipped.ANGLE) + tally.clipped(Clipped.BOTH)
 
 
 def pose_words(poses: PosesStatus) -> dict[str, str]:

@@ -19,6 +19,7 @@ from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidSettingsError
 
 from .settings import SessionSettings
+from .toml import flat, read_toml, toml_text
 
 logger = logging.getLogger(__name__)
 
@@ -221,11 +222,15 @@ def trainer_threads(settings: SessionSettings, cores: int, *, workers_busy: bool
 SETTINGS_FOR_LIFE = ("half_mode", "landing.folder", "training.symmetry")
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def changed_settings(settings: SessionSettings) -> dict[str, tuple[Any, Any]]:
+    """Return what differs from the session's last start, by dotted key: (then, now); nothing at its first."""
+    file = settings.session / "session.toml"
+    if not file.exists():
+        return {}
+    before = flat(read_toml(file))
+    after = flat(settings.model_dump(mode="json", exclude_none=True))
+    pairs = {key: (before.get(key), after.get(key)) for key in before | after}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def save_settings(settings: SessionSettings) -> Path:
@@ -234,23 +239,17 @@ def save_settings(settings: SessionSettings) -> Path:
     InvalidSettingsError where the session was begun with another half mode, landing folder or symmetry: its poses would
     not be comparable. Whatever else differs from the last start is taken, and logged.
     """
-    from .toml import read_toml, toml_text
-
     file = settings.session / "session.toml"
-    if file.exists():
-        before = _flat(read_toml(file))
-        after = _flat(settings.model_dump(mode="json", exclude_none=True))
-        pairs = {key: (before.get(key), after.get(key)) for key in before | after}
-        changed = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-        for key in SETTINGS_FOR_LIFE:
-            if key in changed and before.get(key) is not None:
-                what = key.replace(".", " ").replace("_", " ")
-                raise InvalidSettingsError(
-                    f"{key}: {file} says {before[key]}, got {after.get(key)}; a session keeps its {what}, "
-                    "start another session"
-                )
-        for key, (old, new) in changed.items():
-            logger.warning("setting differs from the session's last start", extra={"key": key, "was": old, "is": new})
+    changed = changed_settings(settings)
+    for key in SETTINGS_FOR_LIFE:
+        was, now = changed.get(key, (None, None))
+        if was is not None:
+            what = key.replace(".", " ").replace("_", " ")
+            raise InvalidSettingsError(
+                f"{key}: {file} says {was}, got {now}; a session keeps its {what}, start another session"
+            )
+    for key, (was, now) in changed.items():
+        logger.warning("setting differs from the session's last start", extra={"key": key, "was": was, "is": now})
     settings.session.mkdir(parents=True, exist_ok=True)
     text = "# Resolved settings of this session's last start.\n" + toml_text(
         settings.model_dump(mode="json", exclude_none=True)

@@ -10,6 +10,7 @@ from cesped_stream.errors import InvalidSettingsError, TransientError
 
 from .coordinator import Coordinator
 from .messages import Control, ControlReply
+from .nearest import MANY, listed
 from .resolve import resolve
 from .session import SessionFolder
 from .settings import SessionSettings
@@ -25,8 +26,22 @@ def settings_of(session: Path) -> SessionSettings:
     """Return the settings that a session was last started with; InvalidSettingsError where the folder is no session."""
     file = session / "session.toml"
     if not file.is_file():
-        raise InvalidSettingsError(f"{session}: no session folder: it has no session.toml")
+        raise InvalidSettingsError(f"{session}: no session folder: {_why_none(session)}")
     return resolve(SessionSettings, {}, file)
+
+
+def _why_none(session: Path) -> str:
+    if not session.exists():
+        return "there is nothing of this name; give the folder that `run --session` was given"
+    if session.is_file():
+        return f"it is a file; give the folder, {session.absolute().parent}"
+    inside = [file.parent for file in sorted(session.glob("*/session.toml"))]
+    around = [folder for folder in session.absolute().parents if (folder / "session.toml").is_file()]
+    if near := [str(folder) for folder in [*inside, *around]][:MANY]:
+        return f"it has no session.toml; did you mean {listed(near)}?"
+    return (
+        "it has no session.toml, which `run` writes at its first start; give the folder that `run --session` was given"
+    )
 
 
 def ask_running(settings: SessionSettings, message: Control) -> ControlReply | None:

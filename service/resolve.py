@@ -1,7 +1,7 @@
 """Settings from where they are said: command line > environment > TOML file > default. An unknown key is an error."""
 
-import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from cesped_stream.errors import InvalidSettingsError
 
+from .nearest import did_you_mean
 from .settings import BenchmarkSettings, SessionSettings
 from .toml import read_toml
 
@@ -120,9 +121,7 @@ def _refuse_unknown_variables(kind: type[BaseModel]) -> None:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else "`cesped-stream run --help` lists the settings"
-    return f"unknown setting {key}; {hint}"
+    return f"unknown setting {key}; {did_you_mean(key, known, '`cesped-stream run --help-all` lists the settings')}"
 
 
 def _in_words(kind: type[BaseModel], error: ValidationError, file: Path | None) -> str:
@@ -135,7 +134,13 @@ def _in_words(kind: type[BaseModel], error: ValidationError, file: Path | None) 
             case "missing":
                 wanted = next((k for k in required_keys(kind) if k == key or k.startswith(f"{key}.")), key)
                 lines.append(f"{wanted}: not set; give --{wanted} on the command line, or in the settings file")
+            case "literal_error":
+                takes = re.findall("'([^']*)'", problem["ctx"]["expected"])
+                hint = did_you_mean(str(problem["input"]), takes, "no such choice;")
+                lines.append(f"{key}: got {problem['input']!r}: {hint} it takes {problem['ctx']['expected']}")
             case _:
-                lines.append(f"{key or 'settings'}: got {problem['input']!r}: {problem['msg']}")
+                lines.append(
+                    f"{key or 'settings'}: got {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+                )
     where = f" (with settings file {file})" if file is not None else ""
     return "; ".join(lines) + where

@@ -20,7 +20,8 @@ POLL_SECONDS = 0.2
 FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS = 1.0, 30.0
 HEALTHY_SECONDS = 60.0
 REFUSED_EXIT_CODE = 2
-STOP_SECONDS = 120.0
+STOP_SECONDS = 600.0
+"""The batch in hand is waited for so long; `lease_seconds` makes it short, an unknown rate may not."""
 COORDINATOR, TRAINER = "coordinator", "trainer"
 
 
@@ -46,6 +47,8 @@ class Child:
     start_at: float = 0.0
     place: int | None = None
     """Which worker of this machine it is, from 0; None for other roles."""
+    hurried: bool = False
+    """It was asked a second time to end."""
     events: list[str] = field(default_factory=list)
 
     @property
@@ -93,6 +96,8 @@ class Supervisor:
         self._now = now
         self._stopping_since: float | None = None
         self.exit_code = 0
+        self.killed = False
+        """The children were ended at once, batch in hand or not."""
 
     @property
     def over(self) -> bool:
@@ -105,6 +110,16 @@ class Supervisor:
         running = [c.process.pid for c in self.children if c.is_coordinator and c.process is not None]
         return running[0] if running else 0
 
+    @property
+    def stopping(self) -> bool:
+        """True once the children were asked to end."""
+        return self._stopping_since is not None
+
+    @property
+    def running(self) -> list[str]:
+        """Names of the roles whose process runs."""
+        return [child.name for child in self.children if child.process is not None]
+
     def stop(self) -> None:
         """Ask trainer and workers to end after what is in hand; the coordinator, which commits it, ends after them."""
         if self._stopping_since is not None:
@@ -115,7 +130,8 @@ class Supervisor:
                 child.process.terminate()
 
     def kill(self) -> None:
-        """End every child now."""
+        """End every child now: what is in hand is done again after the next start, nothing that is on disk is lost."""
+        self.killed = True
         for child in self.children:
             if child.process is not None:
                 child.process.kill()
@@ -162,6 +178,18 @@ class Supervisor:
             self.kill()
         elif len(running) == 1 and running[0].is_coordinator and running[0].process is not None:
             running[0].process.terminate()
+        elif running and not any(child.is_coordinator for child in running):
+            self._hurry(running)
+
+    def _hurry(self, running: list[Child]) -> None:
+        """Nobody is left who could take a result: a second signal ends a role between two chunks of its batch.
+
+        One only: each begins a role's wait in a socket anew.
+        """
+        for child in running:
+            if child.process is not None and not child.hurried:
+                child.hurried = True
+                child.process.terminate()
 
 
 def start_child(settings: SessionSettings, child: Child) -> Process:

@@ -121,6 +121,31 @@ class SessionLock:
         os.close(self._descriptor)
 
 
+def refuse_landing_inside(settings: SessionSettings) -> None:
+    """Raise InvalidSettingsError where the session folder holds the landing folder: its own files would land."""
+    folder = SessionFolder.of(settings)
+    if Path(os.path.abspath(settings.landing.folder)).is_relative_to(folder.root):
+        raise InvalidSettingsError(
+            f"landing.folder {settings.landing.folder}: lies in the session folder {folder.root}; "
+            "choose another session folder"
+        )
+
+
+def is_held(folder: SessionFolder) -> bool:
+    """Return whether a process holds the session's lock now: a coordinator runs on it, or is starting."""
+    try:
+        descriptor = os.open(folder.lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def noted_endpoint(folder: SessionFolder) -> str:
     """Return where the session's last coordinator listens or listened, "" where that is not known."""
     try:

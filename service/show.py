@@ -6,11 +6,16 @@ from rich.text import Text
 
 from cesped_stream.calibration.drift import DriftState
 
-from .independence import SHARED
+from .independence import INDEPENDENT, SHARED, UNKNOWN
 from .pose_status import pose_words
-from .status import LatencyStatus, RoleStatus, SessionState, SessionStatus, TrainingStatus
+from .status import CheckpointStatus, LatencyStatus, RoleStatus, SessionState, SessionStatus, TrainingStatus
 
 SOURCE_WORDS = {"aligned": "rows", "map": "rows beside a given map", "poses": "aligned and predicted rows"}
+HALVES_WORDS = {
+    INDEPENDENT: "independent",
+    SHARED: f"share one map ({SHARED})",
+    UNKNOWN: "of unknown independence (training.alignment tells it)",
+}
 STATE_STYLE = {
     SessionState.INFERRING: "green",
     SessionState.UP_TO_DATE: "green",
@@ -25,11 +30,9 @@ def status_view(status: SessionStatus, *, running: bool) -> RenderableType:
     title = Text.assemble(
         ("session ", "dim"), status.session, "  ", (str(status.state), STATE_STYLE.get(status.state, "yellow"))
     )
-    if status.waiting_for_stack or status.quarantined_stars:
-        title.append(
-            f", {status.waiting_for_stack:,} rows wait for a stack, {status.quarantined_stars} stars set aside"
-        )
-    parts: list[RenderableType] = [title, _particles(status), _work(status)]
+    if status.quarantined_stars:
+        title.append(f", {status.quarantined_stars} stars set aside")
+    parts: list[RenderableType] = [title, _particles(status), _work(status, running=running)]
     if not running:
         again = f"no coordinator runs; this is the last status written. cesped-stream run --settings {status.session}"
         parts.insert(1, Text(f"{again}/session.toml starts it again", "bold yellow"))
@@ -44,13 +47,21 @@ def status_view(status: SessionStatus, *, running: bool) -> RenderableType:
 
 def status_line(status: SessionStatus) -> str:
     """Return one plain line: for logs and terminals without a live view."""
-    line = f"{status.state}: {status.landed} landed, {status.posed} posed, {status.pending} pending"
-    if status.unposed or status.quarantined:
-        line += f", {status.unposed} unposed, {status.quarantined} quarantined"
-    if status.waiting_for_stack or status.quarantined_stars:
-        line += f", {status.waiting_for_stack} rows wait for a stack, {status.quarantined_stars} stars set aside"
+    line = f"{status.state}: {counts_line(status)}"
     if status.training is not None and status.state is SessionState.TRAINING:
         line += f"; {_training_words(status.training)}"
+    if status.waits_for:
+        line += f"; waits for {', '.join(status.waits_for)}"
+    return line
+
+
+def counts_line(status: SessionStatus) -> str:
+    """Return in one line how many particles there are of each kind."""
+    line = f"{status.landed} landed, {status.posed} posed, {status.pending} pending"
+    if status.unposed or status.quarantined:
+        line += f", {status.unposed} unposed, {status.quarantined} quarantined"
+    if status.quarantined_stars:
+        line += f", {status.quarantined_stars} stars set aside"
     return line
 
 
@@ -77,10 +88,12 @@ def _particles(status: SessionStatus) -> Table:
     return table
 
 
-def _work(status: SessionStatus) -> Table:
+def _work(status: SessionStatus, *, running: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(style="dim")
     table.add_column()
+    if status.waits_for and running:
+        table.add_row("waits for", ", ".join(status.waits_for))
     table.add_row("rates", f"{status.landed_per_second:.1f} landed/s, {status.posed_per_second:.1f} posed/s")
     table.add_row("latency", f"{_latency(status.latency)}; while a model existed {_latency(status.latency_with_model)}")
     aligned = f"{status.aligned_per_half[0]} + {status.aligned_per_half[1]} of {status.min_aligned_per_half} a half"
@@ -89,20 +102,34 @@ def _work(status: SessionStatus) -> Table:
     table.add_row("aligned", f"{aligned} ({status.half_mode}, proposer {status.proposer})")
     if status.training is not None:
         table.add_row("training", _training_words(status.training))
-    checkpoint = status.checkpoint
-    used = "none yet" if checkpoint is None else f"{checkpoint.checkpoint_id}, {checkpoint.rows:,} rows"
-    if checkpoint is not None and checkpoint.independence == SHARED:
-        used += f", {SHARED}"
-    if checkpoint is not None and checkpoint.calibration != "none":
-        stale = checkpoint.calibration == DriftState.STALE
-        used += ", calibration stale" if stale else ", confidence calibrated"
-    table.add_row("checkpoint", used)
+    for name, words in _checkpoint(status.checkpoint).items():
+        table.add_row(name, words)
     for name, words in pose_words(status.poses).items():
         table.add_row(name, words)
     shards = f"{status.shards} sealed"
     table.add_row("shards", shards + (f", {status.reinfer_shards_left} to redo" if status.reinfer_shards_left else ""))
     table.add_row("stars", f"{status.stars}, {status.stars_waiting} waiting, {status.quarantined_stars} quarantined")
     return table
+
+
+def _checkpoint(checkpoint: CheckpointStatus | None) -> dict[str, str]:
+    """Return the lines of the status that tell what gives poses and how good it is, by name."""
+    if checkpoint is None:
+        return {"checkpoint": "none yet"}
+    halves = HALVES_WORDS.get(checkpoint.independence, checkpoint.independence)
+    used = f"{checkpoint.checkpoint_id}, {checkpoint.rows:,} rows, half-sets {halves}"
+    if checkpoint.calibration != "none":
+        stale = checkpoint.calibration == DriftState.STALE
+        used += ", calibration stale" if stale else ", confidence calibrated"
+    words = {"checkpoint": used}
+    quality = []
+    if checkpoint.resolution_angstrom:
+        each = " / ".join(f"{resolution:.1f}" for resolution in checkpoint.resolution_angstrom)
+        quality.append(f"references at {each} A")
+    if checkpoint.median_error_deg:
+        each = " / ".join(f"{error:.1f}" for error in checkpoint.median_error_deg)
+        quality.append(f"median error {each} deg on aligned rows held out of it")
+    return words | ({"quality": ", ".join(quality) + " (half-set 1 / 2)"} if quality else {})
 
 
 def _training_words(training: TrainingStatus) -> str:

@@ -63,6 +63,10 @@ class CheckpointStatus(_Part):
     """Of its confidence: "none", or "too_few", "steady", "stale": how the latest ones compare with those of the fit."""
     independence: str = "unknown"
     """Of its half-sets: independent, shared_reference or unknown."""
+    resolution_angstrom: tuple[float, ...] = ()
+    """Of half-set 0's and 1's reference; empty where it holds none."""
+    median_error_deg: tuple[float, ...] = ()
+    """Of half-set 0 and 1, on aligned particles that it was not made of; empty where that was not measured."""
 
 
 class ConfidenceStatus(_Part):
@@ -161,6 +165,14 @@ class SessionStatus(_Part):
     latency: LatencyStatus
     latency_with_model: LatencyStatus
     roles: tuple[RoleStatus, ...]
+    waits_for: tuple[str, ...] = ()
+    """What the session cannot go on without: rows, a time without new ones, stacks, a role."""
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     """What is as it should be and still good to know."""
+
+    def ended(self) -> "SessionStatus":
+        """Return the status once nothing runs: what was leased is to be done again."""
+        pending = self.pending + self.leased
+        told = {"state": SessionState.STOPPED, "pending": pending, "leased": 0, "roles": (), "waits_for": ()}
+        return self.model_copy(update=told)

@@ -27,6 +27,7 @@ from .status import (
     TrainingStatus,
 )
 from .training_gate import ORDERED
+from .waiting import rows_in_hand, waits_for
 from .watcher import Watcher
 from .work import Work
 
@@ -67,7 +68,8 @@ class StatusReport:
         roles = tuple(self._role(member, work, now) for member in self._members)
         if work is None:
             assert self._last is not None, "the first status is made while the ledger is open"
-            return self._last.model_copy(update={"state": SessionState.PAUSED, "roles": roles, "problems": (paused,)})
+            told = {"state": SessionState.PAUSED, "roles": roles, "waits_for": (), "problems": (paused,)}
+            return self._last.model_copy(update=told)
         self._last = self._of(work, now, paused, draining, roles, refused_results)
         return self._last
 
@@ -123,7 +125,15 @@ class StatusReport:
             latency=latency_status(work.committer.latencies),
             latency_with_model=latency_status([entry for entry in work.committer.latencies if entry[2]]),
             roles=roles,
-            problems=tuple([*self._problems(work, paused), *pose_problems(tally, self._settings.gallery)]),
+            waits_for=waits_for(work, self._watcher, self._settings, {role.role for role in roles}, now)
+            if not draining
+            else rows_in_hand(work),
+            problems=tuple(
+                [
+                    *self._problems(work, paused),
+                    *pose_problems(tally, self._settings.gallery, self._settings.refinement),
+                ]
+            ),
             notes=tuple(self._notes(work)),
         )
 
@@ -236,6 +246,8 @@ def _checkpoint(work: Work) -> CheckpointStatus | None:
         folder=str(work.checkpoint.folder),
         rows=rows,
         independence=work.checkpoint.independence,
+        resolution_angstrom=work.checkpoint.resolution_angstrom,
+        median_error_deg=work.checkpoint.median_error_deg,
         calibration=str(drift.state) if drift else "none",
     )
 

@@ -33,6 +33,9 @@ class VerifiedCheckpoint:
     kind: str = NETWORK_KIND
     doubts: tuple[str, ...] = ()
     """What speaks against its references, as its manifest says."""
+    resolution_angstrom: tuple[float, ...] = ()
+    median_error_deg: tuple[float, ...] = ()
+    """Of half-sets 0 and 1, as its manifest says: `Listing`."""
 
 
 def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
@@ -45,7 +48,15 @@ def verify_checkpoint(folder: Path) -> VerifiedCheckpoint:
         check_files(folder, listing.names_and_hashes())
     except UnreachableFileError as error:
         raise InvalidCheckpointError(f"{error}; the checkpoint is incomplete") from None
-    return VerifiedCheckpoint(listing.checkpoint_id, folder, listing.independence, listing.kind, listing.doubts)
+    return VerifiedCheckpoint(
+        listing.checkpoint_id,
+        folder,
+        listing.independence,
+        listing.kind,
+        listing.doubts,
+        listing.resolution_angstrom(),
+        listing.median_error_deg(),
+    )
 
 
 class TrainingGate:
@@ -124,6 +135,13 @@ class TrainingGate:
             self._last_row_at = now
         quiet = now - self._last_row_at >= self._settings.aligned_quiet_seconds
         return quiet or self.marker_seen or self.requested
+
+    def quiet_seconds_left(self, now: float) -> float:
+        """Return for how long no aligned row must land from now on before an order on enough of them is given."""
+        if self.marker_seen or self.requested:
+            return 0.0
+        since = now if self._last_row_at is None else self._last_row_at
+        return max(0.0, since + self._settings.aligned_quiet_seconds - now)
 
     def _aligned(self) -> list[tuple[int, ParticleTable]]:
         """Return the aligned batches with those of their rows that count, each particle's newest."""

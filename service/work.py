@@ -470,4 +470,9 @@ class Work:
                 raise PermanentError("reinfer: no checkpoint is in use; name one")
             return self.checkpoint
         inside = self._folder.checkpoints / name
-        return verify_checkpoint(inside if inside.is_dir() else Path(os.path.abspath(name)))
+        outside = Path(os.path.abspath(name))
+        if not inside.is_dir() and not outside.is_dir():
+            known = sorted(path.parent.name for path in self._folder.checkpoints.glob("*/manifest.json"))
+            has = f"the session has {', '.join(known)}" if known else "the session has none yet"
+            raise PermanentError(f"reinfer {name}: no checkpoint of this id and no folder; {has}")
+        return verify_checkpoint(inside if inside.is_dir() else outside)

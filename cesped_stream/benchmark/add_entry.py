@@ -21,6 +21,7 @@ from cesped_stream.particles.stack_writer import StackWriter
 from cesped_stream.particles.stacks import STACK_LABEL, StackHeader, StackReader, parse_image_name, read_images
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import ParticleTable
+from cesped_stream.point_group import point_group_name
 from cesped_stream.so3.symmetry import group_rotations
 
 ORIGINAL_LABEL = "rlnImageOriginalName"
@@ -218,7 +219,8 @@ class _Writer:
         self._warn(table, boxes)
         write_star(self.folder / f"particles_{half}.star", table)
         write_whole(
-            self.folder / f"info_{half}.json", json.dumps({"symmetry": self.new.symmetry.upper()}).encode() + b"\n"
+            self.folder / f"info_{half}.json",
+            json.dumps({"symmetry": point_group_name(self.new.symmetry)}).encode() + b"\n",
         )
 
     def _linked(self, source: _Source) -> list[str]:

@@ -4,13 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cesped_stream.settings import Device, Precision, Settings
+from cesped_stream.settings import Device, Precision, Settings, Symmetry
 
 DEVICE_TEXT = "auto takes CUDA where there is one."
-SYMMETRY_PATTERN = r"^(C|D)[1-9][0-9]?$|^T$|^O$|^I[1-4]?$"
 
 BoxPixels = Annotated[int, Field(ge=16, le=1024)]
-Symmetry = Annotated[str, Field(pattern=SYMMETRY_PATTERN)]
 
 
 class InferBench(Settings):

@@ -13,7 +13,7 @@ from cesped_stream.errors import CespedStreamError, InvalidEntryError, InvalidSe
 from cesped_stream.particles.stacks import StackHeader, StackReader, parse_image_name
 from cesped_stream.particles.star import iter_star
 from cesped_stream.particles.table import ParticleTable
-from cesped_stream.so3.symmetry import group_rotations
+from cesped_stream.point_group import point_group_name
 
 StackOf = Callable[[str], Path]
 """Gives the file of a stack by the name that a star has for it; CespedStreamError where it cannot be used."""
@@ -96,12 +96,11 @@ def check_half(star: Path, info: Path, stack_of: StackOf, half_set: int, reader:
 def read_symmetry(info: Path) -> str:
     """Return the point group that an info file states; InvalidStarError where it states none."""
     try:
-        symmetry = str(json.loads(info.read_bytes())["symmetry"]).upper()
-        group_rotations(symmetry)
+        symmetry = point_group_name(str(json.loads(info.read_bytes())["symmetry"]))
     except OSError as error:
         raise InvalidStarError(f'{info}: {error.strerror}; it should read {{"symmetry": "C1"}}') from None
     except InvalidSettingsError as error:
-        raise InvalidStarError(f"{info}: {error}") from None
+        raise InvalidStarError(f"{info}: symmetry: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidStarError(f'{info}: {error!r}; it should read {{"symmetry": "C1"}}') from None
     return symmetry

@@ -22,7 +22,7 @@ from cesped_stream.particles.table import ParticleTable
 NOISE_REACHES: Final = 3.0
 """Standard deviations above its mean that noise itself may reach (0.1 %): below, the fit tells no row from noise."""
 MANY_AT_EDGE: Final = 0.05
-"""Share of refined poses at the edge of the shift search above which it is said what to do."""
+"""Share of refined poses at the edge of the search of shifts, or of angles, above which it is said what to do."""
 CONFIDENCE_BINS: Final = 100
 _MADE_BY, _REFINED, _MEASURED, _LIKE_NOISE = "made by", "refined", "against noise", "like noise"
 

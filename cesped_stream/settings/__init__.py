@@ -1,6 +1,6 @@
 """Settings of the library's stages, typed, bounded and described; the description is the documentation. No torch."""
 
-from cesped_stream.settings.base import CtfCorrection, Device, Precision, Settings
+from cesped_stream.settings.base import CtfCorrection, Device, Precision, Settings, Symmetry
 from cesped_stream.settings.maps import EngineSettings, ReferenceSettings
 from cesped_stream.settings.network import MODEL_PRESETS, ModelSettings, PreprocessSettings
 from cesped_stream.settings.posing import (
@@ -49,5 +49,6 @@ __all__ = [
     "RefinementSettings",
     "Settings",
     "SimulationSettings",
+    "Symmetry",
     "TrainingSettings",
 ]

@@ -1,12 +1,26 @@
 """What all groups of settings have in common."""
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from cesped_stream.errors import InvalidSettingsError
+from cesped_stream.point_group import point_group_name
 
 Device = Literal["auto", "cuda", "cpu"]
 Precision = Literal["float32", "bfloat16"]
 CtfCorrection = Literal["none", "phase_flip", "multiply", "wiener"]
+
+
+def _point_group(said: str) -> str:
+    try:
+        return point_group_name(said)
+    except InvalidSettingsError as error:
+        raise ValueError(str(error)) from None
+
+
+Symmetry = Annotated[str, AfterValidator(_point_group)]
+"""A point group by RELION's name, kept in capitals."""
 
 
 class Settings(BaseModel):

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from cesped_stream.settings.base import Settings
+from cesped_stream.settings.base import Settings, Symmetry
 
 
 class OpticsSettings(Settings):
@@ -43,9 +43,8 @@ class SimulationSettings(Settings):
         400.0, ge=0, description="DefocusU - DefocusV of a micrograph is uniform from 0 to this."
     )
     particles_per_micrograph: int = Field(50, ge=1, description="Particles on one micrograph, of both half-sets.")
-    symmetry: str = Field(
+    symmetry: Symmetry = Field(
         "C1",
-        pattern=r"^(C|D)[1-9][0-9]*$|^T$|^O$|^I[1-4]?$",
         description="The map's point group, for info_{0,1}.json; it changes no pose.",
     )
     seed: int = Field(0, ge=0, description="Fixes every number of the entry.")

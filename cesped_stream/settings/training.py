@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cesped_stream.settings.base import Settings, ordered
+from cesped_stream.settings.base import Settings, Symmetry, ordered
 from cesped_stream.settings.network import MODEL_PRESETS, ModelSettings, PreprocessSettings
 
 
@@ -126,10 +126,9 @@ class TrainingSettings(Settings):
     validation_fraction: float = Field(
         0.1, ge=0, lt=1, description="Share of rows held out for validation, by whole micrographs."
     )
-    symmetry: str = Field(
+    symmetry: Symmetry = Field(
         "C1",
-        pattern=r"^(C|D)[1-9][0-9]*$|^T$|^O$|^I[1-4]?$",
-        description="Point group in RELION's orientation.",
+        description="Point group of the particle, as RELION's --sym names it: C1, C4, D2, T, O, I (I2), I1 to I4.",
     )
     alignment: Literal["independent", "shared_reference", "unknown"] = Field(
         "unknown",

@@ -1,6 +1,5 @@
 """Point groups in RELION's orientation. numpy only: the service imports this without torch."""
 
-import re
 from functools import lru_cache
 from itertools import product
 from typing import Final
@@ -10,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 from cesped_stream.errors import InvalidSettingsError
+from cesped_stream.point_group import point_group_name
 
 Float64 = NDArray[np.float64]
 
@@ -35,11 +35,10 @@ def group_rotations(symmetry: str) -> Float64:
     `symmetry` is RELION's name: Cn, Dn, T, O, I (which is I2) or I1 to I4; n has at most three digits. The array is
     read-only. Raises InvalidSettingsError for anything else: groups with mirrors are not of proteins.
     """
-    name = symmetry.strip().upper()
-    if not re.fullmatch(r"[CD][1-9][0-9]{0,2}|T|O|I[1-4]?", name):
-        raise InvalidSettingsError(
-            f"symmetry: {symmetry!r} is no point group of rotations; use Cn, Dn, T, O, I or I1 to I4 as in RELION"
-        )
+    try:
+        name = point_group_name(symmetry)
+    except InvalidSettingsError as error:
+        raise InvalidSettingsError(f"symmetry: {error}") from None
     return _closed_group("I2" if name == "I" else name)
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from cesped_stream_service.request import ask_running, current_status
 from cesped_stream_service.sockets import coordinator_at_role, link_of
 from cesped_stream_service.wire import decode, encode
 
-from .conftest import DEADLINE_SECONDS, QUICK_SERVICE, MakeSession, land, wait_until
+from .conftest import DEADLINE_SECONDS, QUICK_SERVICE, MakeSession, TinySession, land, wait_until
 
 
 def test_second_coordinator_refuses_and_names_the_first(
@@ -121,3 +123,61 @@ def alive(pid: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+def with_rows_in_hand(make_session: MakeSession, checkpoint: Path, landing: Path) -> tuple[TinySession, int]:
+    """A `run` whose only worker holds a lease and stands still; and the worker's pid."""
+    land(landing, "batch_1", 2000, aligned=False, seed=1)
+    service = QUICK_SERVICE | {"trainers": 0, "heartbeat_seconds": 20.0}
+    session = make_session("s", landing, checkpoint=str(checkpoint), service=service)
+    session.start("run")
+    session.wait_for("the worker", lambda status: status["roles"])
+
+    def leased_to() -> int:
+        status, _ = current_status(session.settings)
+        return status.roles[0].pid if status is not None and status.leased else 0
+
+    worker: int = wait_until(leased_to, "a lease")
+    os.kill(worker, signal.SIGSTOP)
+    return session, worker
+
+
+def test_stop_waits_for_the_batch_in_hand_and_says_so(
+    make_session: MakeSession, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    session, worker = with_rows_in_hand(make_session, tiny_checkpoint, tmp_path / "landing")
+    said = tmp_path / "said"
+    with said.open("wb") as out:
+        stop = subprocess.Popen(
+            [sys.executable, "-m", "cesped_stream_service", "stop", str(session.folder)], stdout=out
+        )
+    try:
+        wait_until(lambda: b"rows in hand at 1 worker" in said.read_bytes(), "what it waits for is said")
+        assert stop.poll() is None and session.processes[0].poll() is None
+        os.kill(worker, signal.SIGCONT)
+        assert stop.wait(DEADLINE_SECONDS) == 0
+    finally:
+        stop.kill()
+    assert session.processes[0].wait(DEADLINE_SECONDS) == 0
+    status = session.status()
+    assert b"stopped: 2000 landed" in said.read_bytes()
+    assert (status["leased"], status["posed"] + status["pending"]) == (0, 2000)
+    assert status["posed"] > 0
+
+
+def test_a_first_ctrl_c_waits_for_the_batch_and_a_second_ends_at_once_without_loss(
+    make_session: MakeSession, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    session, _ = with_rows_in_hand(make_session, tiny_checkpoint, tmp_path / "landing")
+    (run,) = session.processes
+    out = session.folder / "run.out"
+    run.send_signal(signal.SIGINT)
+    wait_until(lambda: "stops: waits for worker-1" in out.read_text(), "what it waits for is said")
+    assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    run.wait(DEADLINE_SECONDS)
+    assert "ends at once" in out.read_text()
+    again = session.start("run")
+    session.wait_for("all posed", lambda status: status["posed"] == 2000)
+    assert session.stop(again) == 0
+    assert "ended: 2000 landed, 2000 posed, 0 pending" in out.read_text()

@@ -1,6 +1,7 @@
 """Published checkpoints of any kind: whole or absent, listed by their manifest, nothing outside their folder."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -51,6 +52,29 @@ def nested(files: dict[str, bytes] = INNER, **changes: object) -> NestedManifest
 def publish(folder: Path, manifest: NestedManifest | None = None) -> Path:
     manifest = manifest or nested()
     return publish_files(folder, manifest.checkpoint_id, {**INNER, MANIFEST_NAME: manifest.file_bytes()})
+
+
+@pytest.mark.parametrize(
+    ("halves", "resolution", "error"),
+    [
+        ({"resolution_angstrom": 12.5, "median_error_deg": 3.0, "num_training": 4}, (12.5, 12.5), (3.0, 3.0)),
+        ({"resolution_angstrom": 20.0, "median_error_deg": None}, (20.0, 20.0), ()),
+        ({"steps": 5}, (), ()),
+    ],
+)
+def test_a_listing_of_any_kind_tells_how_good_the_checkpoint_is_where_its_manifest_does(
+    tmp_path: Path, halves: dict[str, object], resolution: tuple[float, ...], error: tuple[float, ...]
+) -> None:
+    manifest = {"kind": "any", "checkpoint_id": "any-1", "halves": {"0": halves, "1": halves}}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(manifest))
+    listing = read_listing(tmp_path)
+    assert (listing.resolution_angstrom(), listing.median_error_deg()) == (resolution, error)
+
+
+def test_what_one_half_alone_tells_is_not_told_of_both(tmp_path: Path) -> None:
+    manifest = {"checkpoint_id": "any-1", "halves": {"0": {"median_error_deg": 3.0}, "1": {}}}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(manifest))
+    assert read_listing(tmp_path).median_error_deg() == ()
 
 
 def test_files_in_folders_inside_are_published_read_and_verified(tmp_path: Path) -> None:

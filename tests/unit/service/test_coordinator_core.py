@@ -385,7 +385,10 @@ def test_reinfer_raises_the_revision_of_predicted_rows_once_each_time(bench: Ben
         assert sorted(rows) == sorted([("given", "0")] * 6 + [("predicted", revision)] * 19)
         assert {c for t in tables for c in t.column("cestreamCheckpoint")} == {"none", checkpoint_id}
     reply = tell(core, b"cli", Control(action="reinfer", argument="nowhere"))[0]
-    assert not reply.ok and "manifest" in reply.text
+    assert not reply.ok
+    assert reply.text == (
+        "reinfer nowhere: no checkpoint of this id and no folder; the session has i2s-00000000000b, i2s-00000000000c"
+    )
     core.close()
 
 

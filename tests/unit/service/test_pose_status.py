@@ -11,7 +11,7 @@ from support.session_bench import Bench, FakeWorker, Killed, crash, fake_checkpo
 from cesped_stream.export.star import export_star
 from cesped_stream.particles.pose_tally import PoseTally
 from cesped_stream.particles.star import read_star
-from cesped_stream.settings import GallerySettings
+from cesped_stream.settings import GallerySettings, RefinementSettings
 from cesped_stream_service.coordinator import Coordinator
 from cesped_stream_service.messages import Control
 from cesped_stream_service.pose_status import pose_problems, pose_words, poses_status
@@ -131,13 +131,17 @@ def clipped(shift: int, refined: int) -> PoseTally:
     return PoseTally({"made by gallery+refinement": refined, "refined": refined, "clipped shift": shift})
 
 
+def clipped_angle(angle: int, both: int, refined: int) -> PoseTally:
+    return PoseTally({"refined": refined, "clipped angle": angle, "clipped both": both})
+
+
 @pytest.mark.parametrize(
     ("shift", "refined", "told"), [(5, 100, False), (6, 100, True), (60, 99, False), (0, 0, False)]
 )
 def test_many_poses_at_the_edge_of_the_shift_search_are_a_problem_with_a_remedy(
     shift: int, refined: int, told: bool
 ) -> None:
-    problems = pose_problems(clipped(shift, refined), GallerySettings(shift_range_angstrom=15))
+    problems = pose_problems(clipped(shift, refined), GallerySettings(shift_range_angstrom=15), RefinementSettings())
     assert bool(problems) is told
     if told:
         assert "6 of 100 refined poses (6 %)" in problems[0]
@@ -145,9 +149,34 @@ def test_many_poses_at_the_edge_of_the_shift_search_are_a_problem_with_a_remedy(
 
 
 def test_the_remedy_for_clipped_shifts_does_not_take_the_automatic_range_for_none() -> None:
-    (problem,) = pose_problems(clipped(6, 100), GallerySettings())
+    (problem,) = pose_problems(clipped(6, 100), GallerySettings(), RefinementSettings())
     assert "give gallery.shift_range_angstrom a larger radius in angstrom than the automatic one" in problem
     assert "(0 now)" not in problem
+
+
+@pytest.mark.parametrize(
+    ("angle", "both", "refined", "told"), [(5, 0, 100, False), (6, 0, 100, True), (3, 3, 100, True), (60, 0, 99, False)]
+)
+def test_many_poses_at_the_edge_of_the_angle_search_are_a_problem_with_a_remedy(
+    angle: int, both: int, refined: int, told: bool
+) -> None:
+    problems = pose_problems(clipped_angle(angle, both, refined), GallerySettings(), RefinementSettings(radius_deg=4))
+    assert bool(problems) is told
+    if told:
+        assert "6 of 100 refined poses (6 %) ended at the edge of the angle search" in problems[0]
+        assert "raise refinement.radius_deg (4 now), or gallery.coarse_order to 3 (2 now)" in problems[0]
+
+
+def test_the_remedy_for_clipped_angles_names_only_what_can_be_raised() -> None:
+    (problem,) = pose_problems(clipped_angle(6, 0, 100), GallerySettings(coarse_order=3), RefinementSettings())
+    assert "set refinement.radius_deg to more degrees than the automatic one grid step, and `reinfer`" in problem
+    assert "coarse_order" not in problem
+
+
+def test_shifts_and_angles_that_clip_are_told_apart() -> None:
+    tally = PoseTally({"refined": 100, "clipped both": 10})
+    shifts, angles = pose_problems(tally, GallerySettings(), RefinementSettings())
+    assert "edge of the shift search" in shifts and "edge of the angle search" in angles
 
 
 def test_words_say_whether_confidence_is_a_probability() -> None:

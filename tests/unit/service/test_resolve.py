@@ -70,7 +70,7 @@ def test_the_tests_own_variable_is_no_setting_and_no_error(file: Path, monkeypat
 @pytest.mark.parametrize(
     ("group", "key", "value", "takes"),
     [
-        ("training", "symmetry", "Q3", "pattern"),
+        ("training", "symmetry", "Q3", "is no point group; give C1 (none), Cn (n-fold about z: C4)"),
         ("training", "max_steps", 0, "greater than or equal to 1"),
         ("inference", "device", "tpu", "'auto', 'cuda' or 'cpu'"),
         ("service", "workers", "many", "integer"),

@@ -142,6 +142,24 @@ def test_coordinator_that_was_asked_to_stop_ends_the_run(scene: Scene) -> None:
     assert scene.supervisor.exit_code == 0
 
 
+def test_roles_whose_coordinator_is_gone_are_told_once_more_to_end_and_not_again(scene: Scene) -> None:
+    scene.process(1).stubborn = scene.process(2).stubborn = True
+    scene.process(0).code = 0
+    scene.turn()
+    for _ in range(20):
+        scene.turn(0.2)
+    assert scene.process(1).told == scene.process(2).told == ["terminate", "terminate"]
+
+
+def test_roles_that_the_coordinator_waits_for_are_not_hurried(scene: Scene) -> None:
+    scene.process(2).stubborn = True
+    scene.supervisor.stop()
+    for _ in range(20):
+        scene.turn(0.2)
+    assert scene.process(2).told == ["terminate"]
+    assert scene.supervisor.running == ["coordinator", "worker-1"] and not scene.supervisor.over
+
+
 def test_no_role_starts_while_stopping(scene: Scene) -> None:
     scene.process(1).code = 1
     scene.turn()

@@ -77,10 +77,29 @@ def test_view_says_when_no_coordinator_runs(status: SessionStatus) -> None:
 
 
 def test_rows_that_wait_are_said_beside_the_state(status: SessionStatus) -> None:
-    waiting = status.model_copy(update={"state": "up to date", "waiting_for_stack": 150, "quarantined_stars": 2})
-    words = "150 rows wait for a stack, 2 stars set aside"
-    assert words in " ".join(shown(waiting, running=True).split())
-    assert words in status_line(waiting)
+    waits = ("the stacks of 150 rows", "12 s without a new aligned row")
+    waiting = status.model_copy(update={"state": "up to date", "waits_for": waits, "quarantined_stars": 2})
+    text = " ".join(shown(waiting, running=True).split())
+    assert "up to date, 2 stars set aside" in text
+    assert "waits for the stacks of 150 rows, 12 s without a new aligned row" in text
+    assert status_line(waiting).endswith(
+        "2 stars set aside; waits for the stacks of 150 rows, 12 s without a new aligned row"
+    )
+    assert "waits for" not in shown(waiting, running=False), "nothing runs that could wait"
+
+
+@pytest.mark.parametrize(
+    ("independence", "words"),
+    [("independent", "half-sets independent"), ("shared_reference", "share one map"), ("unknown", "of unknown indep")],
+)
+def test_a_checkpoint_tells_how_good_it_is(status: SessionStatus, independence: str, words: str) -> None:
+    assert status.checkpoint is not None
+    update = {"resolution_angstrom": (12.34, 13.0), "median_error_deg": (3.14, 2.0), "independence": independence}
+    known = status.model_copy(update={"checkpoint": status.checkpoint.model_copy(update=update)})
+    text = " ".join(shown(known, running=True).split())
+    assert words in text
+    assert "references at 12.3 / 13.0 A, median error 3.1 / 2.0 deg on aligned rows held out of it" in text
+    assert "quality" not in shown(status, running=True)
 
 
 def test_references_in_the_making_and_a_stale_calibration_are_said(status: SessionStatus) -> None:
@@ -90,7 +109,9 @@ def test_references_in_the_making_and_a_stale_calibration_are_said(status: Sessi
     now = status.model_copy(update={"training": made, "checkpoint": stale})
     text = " ".join(shown(now, running=True).split())
     assert "ordered, confidence of half 0, 2,000 rows" in text
-    assert "i2s-abc, 678 rows, calibration stale" in text
+    assert (
+        "i2s-abc, 678 rows, half-sets of unknown independence (training.alignment tells it), calibration stale" in text
+    )
 
 
 def test_view_tells_what_to_think_of_the_poses_so_far(status: SessionStatus) -> None:
