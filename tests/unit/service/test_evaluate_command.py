@@ -141,7 +141,7 @@ def test_a_missing_star_ends_alike_in_both_commands_and_an_unknown_name_is_no_re
             "--no-confidence: of maps",
         ),
         (["--target", "bare/particles.star", "--predictions", "half_0.star", "--poses-only"], "give the point group"),
-        (["--target", "mine", "--predictions", "both.star", "--prediction-type", "R3"], "invalid choice: 'R3'"),
+        (["--target", "mine", "--predictions", "both.star", "--prediction-type", "R3"], "R3: no such choice"),
     ],
 )
 def test_what_is_wrong_is_one_line(
