@@ -334,7 +334,8 @@ class FusedProposer:
             checkpoint_id=self.manifest.network_id,
             symmetry=self.manifest.symmetry,
         )
-        self._fitted_so = self.manifest.answers_sha256 == matching.answers_sha256(fused=True)
+        same_settings = self.manifest.answers_sha256 == matching.answers_sha256(fused=True)
+        self._fitted_so = same_settings and self.references.measured_so
         if self.references.measured_so and not self._fitted_so:
             logger.warning(
                 "confidence was fitted with other settings: it is a mass here",

@@ -53,7 +53,7 @@ class PoseBatch:
     calibrated: NDArray[np.bool_]
     """`(n,)`: what `confidence` is."""
     above_noise: NDArray[np.float64]
-    """`(n,)`: how far the image fits the reference better than noise does, in standard deviations of that; NaN where
+    """`(n,)`: how far the image fits the reference better than noise ever does, in standard deviations; NaN where
     no reference was asked."""
     network_rotation: NDArray[np.float64]
     """`(n, 3, 3)`: the network's own best pose; NaN where it was not asked."""

@@ -21,7 +21,7 @@ from cesped_stream.particles.stacks import DIGEST_BYTES, StackReader
 from cesped_stream.particles.table import ParticleTable, thinned
 from cesped_stream.reconstruction.agreement import log_likelihoods
 from cesped_stream.refinement.matching import RefinedPoses, Refiner
-from cesped_stream.refinement.particle_score import particle_scores
+from cesped_stream.refinement.particle_score import expected_gains, particle_scores
 from cesped_stream.settings import GallerySettings, RefinementSettings
 from cesped_stream.so3.grids import grid_step_deg
 
@@ -32,6 +32,10 @@ LEAST_ROWS_FOR_NOISE: Final = 20
 LEARNING_ROWS: Final = 1000
 NOISE_SAMPLE: Final = 64
 LEAST_STD: Final = 0.05
+HARDEST_GAIN: Final = 8.0
+"""In natural logarithms: about that of the number of poses that are told apart."""
+LEAST_GAIN: Final = 1e-12
+"""Of a map without density, which no image resembles."""
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -60,9 +64,9 @@ class MatchedPoses:
     particle_score: Float64
     """`(n,)`: log-likelihood ratio of a particle at the pose and an image without one (`particle_scores`)."""
     above_noise: Float64
-    """`(n,)`: `particle_score` less what noise reaches, in standard deviations of that; NaN without `NoiseScores`.
+    """`(n,)`: how far `particle_score` is above what noise reaches, in standard deviations (`NoiseScores.above`).
 
-    Noise has 0, other junk mostly less."""
+    Noise has 0 at most, whatever the CTF, other junk mostly less. NaN without `NoiseScores`, or with old ones."""
     angle_clipped: NDArray[np.bool_]
     """`(n,)`: the refinement ended at the edge of its angles."""
     shift_clipped: NDArray[np.bool_]
@@ -254,10 +258,12 @@ class ReferenceMatcher:
         )
 
     def measure_noise(self, table: ParticleTable, reader: StackReader, *, seed: int = 0) -> NoiseScores:
-        """Find what noise with these rows' CTFs scores, for `above_noise` of all later matches; return it.
+        """Find what noise reaches, for `above_noise` of all later matches; return it.
 
-        At most `NOISE_SAMPLE` rows are taken, spread evenly; of their images only the CTF counts. PermanentError where
-        none is usable.
+        The best of all poses scores highest where the signal is weak: at none there is nothing to fit, and a strong one
+        is missed. So it is measured for a signal that a right pose would gain `HARDEST_GAIN` by, and holds for all
+        CTFs. At most `NOISE_SAMPLE` rows are taken, spread evenly; of their images only the CTF counts. PermanentError
+        where none is usable.
         """
         noise = self._known_noise()
         sample = table.select(thinned(len(table), NOISE_SAMPLE))
@@ -270,10 +276,19 @@ class ReferenceMatcher:
         finest = min(found.images, key=lambda images: images.band.limit_angstrom)
         nothing = noise_images(finest, noise, groups, seed=seed)
         own = tuple(nothing.within(images.band.limit_angstrom) for images in found.images)
-        modes = gallery_modes(self.gallery.propose(own[0], noise, groups))
-        score = self._score(self._refined(own[1], noise, groups, modes), own[1], noise, groups)
-        self.of_noise = NoiseScores(float(score.mean()), max(float(score.std()), LEAST_STD))
+        hardest = self._hardest(own[1], noise, groups)
+        modes = gallery_modes(self.gallery.propose(own[0], hardest, groups))
+        score = self._score(self._refined(own[1], hardest, groups, modes), own[1], hardest, groups)
+        self.of_noise = NoiseScores(float(score.mean()), max(float(score.std()), LEAST_STD), hardest=True)
         return self.of_noise
+
+    def _hardest(self, images: BandImages, noise: NoiseModel, groups: Int64) -> NoiseModel:
+        """The noise with signals of such a scale that images of each group gain `HARDEST_GAIN` by it on average."""
+        gains = expected_gains(self.refiner.mean_power, images, noise, groups)
+        of_groups = np.full(len(noise.scale), gains.mean())
+        for group in np.unique(groups):
+            of_groups[group] = gains[groups == group].mean()
+        return replace(noise, scale=(HARDEST_GAIN / of_groups.clip(LEAST_GAIN)) ** 0.5)
 
     def over_inverted(self, table: ParticleTable, reader: StackReader) -> Float64:
         """Return how much likelier each usable image is by its best view than the same image of inverted contrast is by
@@ -318,7 +333,8 @@ class ReferenceMatcher:
         return self.refiner.refine(images, noise, groups, modes.rotations, modes.shifts_angstrom, weights=modes.weights)
 
     def _score(self, refined: RefinedPoses, images: BandImages, noise: NoiseModel, groups: Int64) -> Float64:
-        likelihood, shifts = refined.log_likelihood, refined.shifts_angstrom
+        shifts = refined.shifts_angstrom
+        likelihood = self.refiner.log_likelihoods_at(images, noise, groups, refined.rotations, shifts)
         return particle_scores(likelihood, shifts, images, noise, groups, self._shift_prior)
 
     def _put_refined(self, poses: MatchedPoses, rows: Int64, refined: RefinedPoses, score: Float64) -> None:
@@ -329,8 +345,8 @@ class ReferenceMatcher:
         others[np.arange(len(others)), refined.proposal] = -np.inf
         poses.runner_up[rows] = others.max(axis=1)
         poses.particle_score[rows] = score
-        if self.of_noise is not None:
-            poses.above_noise[rows] = (score - self.of_noise.mean) / self.of_noise.std
+        if self.of_noise is not None and self.of_noise.hardest:
+            poses.above_noise[rows] = self.of_noise.above(score)
 
     def _fitted(self, images: BandImages, table: ParticleTable, rotations: Float64, shifts: Float64) -> NoiseModel:
         projector = MapProjector(

@@ -50,13 +50,14 @@ class ReferenceProposer:
         self.manifest = read_reference_manifest(folder)
         self.checkpoint_id = self.manifest.checkpoint_id
         check_files(folder, self.manifest.files.items())
-        self.measured_so = self.manifest.answers_sha256 == matching.answers_sha256()
-        """Whether noise was measured, and confidence fitted, with these settings; else neither is told."""
         self._references = {half: load_reference(folder, half) for half in HALVES}
-        if not self.measured_so:
+        other = self._published_otherwise(matching)
+        self.measured_so = not other
+        """Whether noise was measured, and confidence fitted, as it is done now; else neither is told."""
+        if other:
             logger.warning(
-                "references were published with other settings of gallery or refinement: confidence is a mass and "
-                "the fit above noise unknown",
+                "references were published %s: confidence is a mass and the fit above noise unknown",
+                other,
                 extra={"checkpoint": self.checkpoint_id},
             )
             self._references = {half: replace(found, of_noise=None) for half, found in self._references.items()}
@@ -67,6 +68,14 @@ class ReferenceProposer:
         if self.manifest.calibration and self.measured_so:
             file, symmetry = folder / self.manifest.calibration, self.manifest.symmetry
             self._calibration = load_calibration(file, checkpoint_id="", symmetry=symmetry)
+
+    def _published_otherwise(self, matching: MatchingSettings) -> str:
+        """What was other than now when noise was measured; empty where nothing was."""
+        if self.manifest.answers_sha256 != matching.answers_sha256():
+            return "with other settings of gallery or refinement"
+        if any(found.of_noise and not found.of_noise.hardest for found in self._references.values()):
+            return "by a version that measured noise for the aligned rows' CTFs alone (make them anew to have both)"
+        return ""
 
     def poses(self, table: ParticleTable, reader: StackReader) -> PoseBatch:
         """Return the poses of a table's rows, in their order, each by the reference that its half-set may see.

@@ -38,7 +38,7 @@ class Feature(StrEnum):
     MARGIN = "margin"
     """Logarithm of that probability over the second-best pose's."""
     ABOVE_NOISE = "above_noise"
-    """How far the gallery's best score lies above what noise gets, in standard deviations of that."""
+    """How far the refined pose's score lies above what noise reaches, in standard deviations (`NoiseScores.above`)."""
     AGREEMENT = "agreement"
     """Less where the proposers' own best poses are further apart: -log(1 + angle / 5 degrees)."""
     FIT = "refined_fit"

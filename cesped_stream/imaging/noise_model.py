@@ -39,6 +39,24 @@ class NoiseScores:
 
     mean: float
     std: float
+    hardest: bool = False
+    """Measured for a signal so strong that noise reaches most, which holds for every CTF. False in references that were
+    published before 2026-12: theirs is for the signal and the CTFs of their aligned rows, and tells nothing of others.
+    """
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values; of a reference published before 2026-12 those that it had."""
+        values = {"mean": self.mean, "std": self.std}
+        return {**values, "hardest": True} if self.hardest else values
+
+    def above(self, score: Float64) -> Float64:
+        """Return how far particle scores `(n,)` stand above what noise reaches, in standard deviations.
+
+        Noise goes t beyond it with a probability of about exp(-t), a normal deviate z beyond 0 with exp(-z^2 / 2): so
+        t is sqrt(2 t) standard deviations, and as many below 0 where the score falls short of it by t.
+        """
+        beyond = score - (self.mean + self.std)
+        return np.asarray(np.sign(beyond) * np.sqrt(2 * np.abs(beyond)), np.float64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -150,7 +150,7 @@ def _described(reference: Reference) -> dict[str, Any]:
     if reference.shift_prior is not None:
         values["shift_prior"] = reference.shift_prior.to_json()
     if reference.of_noise is not None:
-        values["of_noise"] = {"mean": reference.of_noise.mean, "std": reference.of_noise.std}
+        values["of_noise"] = reference.of_noise.to_json()
     if reference.num_left_out:
         values["num_left_out"] = reference.num_left_out
     values["id"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -15,6 +15,7 @@ from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.imaging.reference import Reference
 from cesped_stream.imaging.shift_prior import ShiftPrior
 from cesped_stream.imaging.simulate import random_rotations
+from cesped_stream.refinement.particle_score import pose_log_likelihoods
 from cesped_stream.refinement.peak import quadratic_peak
 from cesped_stream.settings import RefinementSettings
 
@@ -100,13 +101,25 @@ class Refiner:
         self.radius_deg = settings.radius_deg or proposal_step_deg
         self._shift_range = settings.shift_range_angstrom or 1.5 * proposal_shift_step_angstrom
         self._projector = MapProjector(reference.volume, reference.pixel_size_angstrom, device=self.device)
-        self._shell_power = self._mean_power()
+        self.mean_power = self._mean_power()
+        """`(m,)`: mean of |S|^2 over views in each coefficient's shell of `band`."""
         self._stages = self._planned()
 
     @property
     def num_stages(self) -> int:
         """How many searches there are."""
         return len(self._stages)
+
+    def log_likelihoods_at(
+        self, images: BandImages, noise: NoiseModel, rows: Int64, rotations: Float64, shifts_angstrom: Float64
+    ) -> Float64:
+        """Return how much likelier images in `band` are at poses `(n, 3, 3)`, `(n, 2)` than as noise, `(n,)`.
+
+        Of the poses themselves, each by itself (`pose_log_likelihoods`). What `refine` gives is of the lattice that it
+        searched, and less where the signal is strong: steps blur coefficients that stand far above the noise.
+        """
+        slices = self._slices(rotations, self.band.frequencies_per_angstrom)
+        return pose_log_likelihoods(slices, self.mean_power, shifts_angstrom, images, noise, rows)
 
     def refine(
         self,
@@ -270,7 +283,7 @@ class Refiner:
         n, c = candidates.shape[:2]
         members, envelope = stage.members, stage.envelope
         transfer, square = images.ctf_square[:, members], square[:, members]
-        unresolved = square * transfer * (self._shell_power[members] * (1 - envelope.square()))
+        unresolved = square * transfer * (self.mean_power[members] * (1 - envelope.square()))
         attenuation = envelope / (1 + unresolved)
         angle = torch.from_numpy(shifts @ (-2 * np.pi * stage.frequencies.T)).to(self.device)
         centring = unit_phases(angle)

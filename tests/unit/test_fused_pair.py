@@ -25,6 +25,8 @@ from cesped_stream.fused_pair import (
 )
 from cesped_stream.gallery.search import Proposals
 from cesped_stream.imaging.entry import write_entry
+from cesped_stream.imaging.noise_model import NoiseScores
+from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch, Predictor
 from cesped_stream.model.checkpoint import CheckpointManifest, HalfRecord, publish_checkpoint, read_manifest
 from cesped_stream.model.image2sphere import Image2Sphere
@@ -267,6 +269,20 @@ def test_other_settings_than_the_published_ones_leave_the_mass_and_say_so_once(
         assert not found.calibrated.any() and np.isnan(found.above_noise).all()
         np.testing.assert_array_equal(found.confidence, found.top_probability.max(axis=1))
         assert len([record for record in caplog.records if "other settings" in record.getMessage()]) == 1
+
+
+def test_references_whose_noise_was_measured_otherwise_leave_the_mass_and_say_so_once(
+    published: Path, streamed: ParticleTable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = NoiseScores(mean=-30.0, std=10.0)
+    monkeypatch.setattr(
+        "cesped_stream.reference_proposer.load_reference",
+        lambda folder, half: replace(load_reference(folder, half), of_noise=old),
+    )
+    found = FusedProposer(published, INFERENCE, MATCHING).poses(streamed, StackReader())
+    assert not found.calibrated.any() and np.isnan(found.above_noise).all()
+    np.testing.assert_array_equal(found.confidence, found.top_probability.max(axis=1))
+    assert len([record for record in caplog.records if "confidence is a mass" in record.getMessage()]) == 1
 
 
 def test_other_fusion_settings_leave_the_mass_and_what_the_references_tell(

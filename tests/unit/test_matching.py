@@ -10,6 +10,7 @@ from support.matching import PIXEL_SIZE, molecule
 from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.errors import PermanentError
 from cesped_stream.imaging.entry import write_entry
+from cesped_stream.imaging.noise_model import NoiseScores
 from cesped_stream.imaging.reference import Reference
 from cesped_stream.matching import ReferenceMatcher
 from cesped_stream.particles.flags import ImageFlag
@@ -81,6 +82,7 @@ def test_how_rows_are_cut_into_calls_changes_no_bit(matcher: ReferenceMatcher, s
         np.testing.assert_array_equal(part.rotation, whole.rotation[rows])
         np.testing.assert_array_equal(part.shift_angstrom, whole.shift_angstrom[rows])
         np.testing.assert_array_equal(part.gallery_weight, whole.gallery_weight[rows])
+        np.testing.assert_array_equal(part.particle_score, whole.particle_score[rows])
         np.testing.assert_array_equal(part.digest, whole.digest[rows])
 
 
@@ -159,8 +161,24 @@ def test_noise_is_told_from_particles(own: Reference, streamed: ParticleTable, t
         {"cestreamStack": [str(stack)] * 60, "rlnImageName": [f"{k}@noise.mrcs" for k in range(1, 61)]}
     )
     noise = matcher.match(rows, StackReader())
-    assert abs(np.median(noise.above_noise)) < 1.0
+    assert noise.above_noise.max() < 0
     assert np.median(particles.above_noise) > noise.above_noise.max() + 2
+    assert own.noise is not None
+    highest = []
+    for strength in (0.1, 0.2, 0.3, 0.5, 1.0):  # none of a signal that is the stronger the less noise resembles it
+        matcher.noise = replace(own.noise, scale=strength * own.noise.scale)
+        above = matcher.match(rows.select(range(30)), StackReader()).above_noise
+        assert np.median(above) < 0 and above.max() < 3.5
+        highest.append(above.max())
+    assert highest[-1] < -5 < -1 < max(highest)
+
+
+def test_noise_that_was_measured_for_the_signal_of_aligned_rows_tells_nothing(
+    own: Reference, streamed: ParticleTable
+) -> None:
+    old = replace(own, of_noise=NoiseScores(mean=-30.0, std=10.0))
+    poses = ReferenceMatcher(old, GALLERY, RefinementSettings()).match(streamed.select(range(3)), StackReader())
+    assert np.isnan(poses.above_noise).all() and np.isfinite(poses.particle_score).all()
 
 
 def test_a_given_map_works_once_it_has_learnt_the_noise(streamed: ParticleTable) -> None:

@@ -17,8 +17,10 @@ from cesped_stream.conventions import ANGLE_LABELS, rotation_to_euler_deg
 from cesped_stream.errors import InvalidCheckpointError, PermanentError
 from cesped_stream.held_out import held_out_rows
 from cesped_stream.imaging.entry import write_entry
+from cesped_stream.imaging.noise_model import NoiseScores
 from cesped_stream.imaging.reference import load_reference
 from cesped_stream.inference import PoseBatch
+from cesped_stream.matching import ReferenceMatcher
 from cesped_stream.model.checkpoint import read_manifest
 from cesped_stream.model.device import intra_op_threads
 from cesped_stream.particles.flags import ImageFlag
@@ -129,8 +131,28 @@ def test_what_noise_reaches_is_published_and_every_pose_tells_how_far_above_it_s
 ) -> None:
     for half in (0, 1):
         of_noise = load_reference(published, half).of_noise
-        assert of_noise is not None and of_noise.std > 0
+        assert of_noise is not None and of_noise.std > 0 and of_noise.hardest
     assert np.isfinite(poses.above_noise).all() and np.median(poses.above_noise) > 2
+
+
+def test_references_of_before_noise_was_measured_for_all_ctfs_give_poses_and_say_what_they_lack(
+    aligned: ParticleTable,
+    streamed: ParticleTable,
+    poses: PoseBatch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    old = NoiseScores(mean=-30.0, std=10.0)
+    monkeypatch.setattr(ReferenceMatcher, "measure_noise", lambda matcher, table, reader: old)
+    published, _ = publish(aligned, tmp_path)
+    found = ReferenceProposer(published, MATCHING).poses(streamed, StackReader())
+    assert np.isnan(found.above_noise).all() and not found.calibrated.any()
+    np.testing.assert_array_equal(found.rotation, poses.rotation)
+    assert [r.getMessage() for r in caplog.records if "make them anew" in r.getMessage()] == [
+        "references were published by a version that measured noise for the aligned rows' CTFs alone (make them anew "
+        "to have both): confidence is a mass and the fit above noise unknown"
+    ]
 
 
 def test_too_few_held_out_rows_leave_the_mass_and_the_manifest_says_why(published: Path, poses: PoseBatch) -> None:

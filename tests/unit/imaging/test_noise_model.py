@@ -13,6 +13,7 @@ from cesped_stream.imaging.band import Band, BandImages, band_slices
 from cesped_stream.imaging.noise_model import (
     PRIOR_ROWS,
     NoiseModel,
+    NoiseScores,
     fit_noise,
     optics_key,
     own_levels,
@@ -162,3 +163,11 @@ def test_a_group_without_images_is_refused(slices: torch.Tensor) -> None:
     images = observed(slices, torch.ones(COUNT, len(BAND)), torch.ones(COUNT, 1))
     with pytest.raises(PermanentError, match="'two'"):
         fit_noise(images, slices, np.zeros(COUNT, np.int64), ["one", "two"])
+
+
+def test_standard_deviations_above_noise_are_those_that_are_as_rare() -> None:
+    of_noise = NoiseScores(mean=5.0, std=3.0, hardest=True)
+    np.testing.assert_allclose(of_noise.above(np.array([8.0, 12.5, 5.0, 40.0, -42.0])), [0, 3, -(6**0.5), 8, -10])
+    scores = np.linspace(-300, 300, 1001)
+    assert (np.diff(of_noise.above(scores)) > 0).all()
+    assert np.isnan(of_noise.above(np.array([np.nan]))).all()

@@ -1,5 +1,6 @@
 """A reference knows which particles are in it, and comes back from its files as it was."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from support.matching import flat_noise, reference
 
 from cesped_stream.errors import InvalidCheckpointError, PermanentError, UnreachableFileError
 from cesped_stream.imaging.noise_model import NoiseScores
-from cesped_stream.imaging.reference import Reference, load_reference, save_reference
+from cesped_stream.imaging.reference import Reference, load_reference, reference_id, save_reference
 from cesped_stream.imaging.shift_prior import fit_shift_prior
 from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
@@ -70,6 +71,16 @@ def test_it_comes_back_from_its_files_and_equal_ones_have_equal_bytes(own: Refer
     np.testing.assert_array_equal(again.shift_prior.log_density, own.shift_prior.log_density)
     assert (again.of_noise, again.num_left_out) == (own.of_noise, 1)
     assert save_reference(tmp_path / "three", replace(own, resolution_angstrom=12.0)) != first
+
+
+def test_a_reference_of_before_noise_was_measured_for_all_ctfs_keeps_its_id(own: Reference, tmp_path: Path) -> None:
+    old = save_reference(tmp_path / "old", own)
+    described = json.loads((tmp_path / "old" / "reference_0.json").read_bytes())
+    assert described["of_noise"] == {"mean": -3.5, "std": 2.0}
+    assert reference_id(load_reference(tmp_path / "old", 0)) == old
+    now = replace(own, of_noise=NoiseScores(mean=-3.5, std=2.0, hardest=True))
+    assert save_reference(tmp_path / "now", now) != old
+    assert load_reference(tmp_path / "now", 0).of_noise == now.of_noise
 
 
 @pytest.mark.parametrize("file", ["reference_0.mrc", "reference_0.members", "reference_0.json"])

@@ -10,9 +10,11 @@ from scipy.spatial.transform import Rotation
 from support.matching import BOX, PIXEL_SIZE, Particles, flat_noise, molecule, particles, reference, rows
 
 from cesped_stream.conventions import euler_deg_to_rotation
+from cesped_stream.imaging.band import centred_slices
 from cesped_stream.imaging.ctf import ctf
 from cesped_stream.imaging.projector import MapProjector
 from cesped_stream.refinement.matching import RefinedPoses, Refiner
+from cesped_stream.refinement.particle_score import power_log_likelihood
 from cesped_stream.settings import RefinementSettings
 from cesped_stream.so3.distance import angular_error_deg
 from cesped_stream.so3.symmetry import group_rotations
@@ -140,6 +142,35 @@ def test_a_particles_bits_depend_on_no_other_nor_on_the_batch() -> None:
     )
     alone = refined(refiner(), part, starts[few])
     np.testing.assert_array_equal(alone.rotations, together.rotations[few])
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+@pytest.mark.usefixtures("threads")
+def test_what_a_pose_gains_depends_on_no_other_image() -> None:
+    one, truth = refiner(), particles(13, snr=1.0)
+    images = truth.in_band(one.band)
+    together = one.log_likelihoods_at(images, flat_noise(), rows(13), truth.rotations, truth.shifts_angstrom)
+    for part in (slice(4, 5), slice(2, 13), slice(0, 7)):
+        poses = truth.rotations[part], truth.shifts_angstrom[part]
+        alone = one.log_likelihoods_at(images.select(part), flat_noise(), rows(len(poses[0])), *poses)
+        np.testing.assert_array_equal(alone, together[part])
+
+
+def test_a_strong_signal_costs_a_right_pose_nothing_of_what_it_gains() -> None:
+    """The lattice's likelihood blurs what stands far above the noise, and falls behind the image's power."""
+    one, truth = refiner(), particles(COUNT, snr=50.0)
+    images = truth.in_band(one.band)
+    projector = MapProjector(one.reference.volume, PIXEL_SIZE)
+    plain = centred_slices(projector, one.band, truth.rotations, truth.shifts_angstrom)
+    scale = float((images.matched.conj() * plain).real.sum() / (images.ctf_square * plain.abs().square()).sum())
+    noise = flat_noise(scale=scale)
+    starts = np.round(truth.shifts_angstrom / SHIFT_STEP)[:, None] * SHIFT_STEP
+    found = one.refine(images, noise, rows(COUNT), near(truth.rotations, 3.0), starts)
+    own = one.log_likelihoods_at(images, noise, rows(COUNT), found.rotations, found.shifts_angstrom)
+    power = power_log_likelihood(images, noise, rows(COUNT))
+    assert np.median(angular_error_deg(truth.rotations, found.rotations, np.eye(3)[None])) < 1.0
+    assert np.median(own - power) > 100
+    assert np.median(found.log_likelihood - power) < 0
 
 
 def test_what_ends_at_the_edge_of_the_search_is_told() -> None:
