@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,10 +74,14 @@ class Ingest:
         """A `.done` marker lay beside an aligned star that was read to its end."""
         self._reading: dict[str, _Reading] = {}
         self._busy = False
-        self._signatures = {star.path: star.signature for star in ledger.stars()}
+        stars = ledger.stars()
+        self._signatures = {star.path: star.signature for star in stars}
+        self._half_read = {star.path for star in stars if star.aligned and not (star.signature or star.problem)}
+        """Aligned stars that were being read when the last process ended."""
 
     def stars_landed(self, stars: list[LandedStar], now: float) -> None:
         """Take note of settled stars; one that was read to its end and is unchanged costs nothing."""
+        self._half_read = {path for path in self._half_read if os.path.exists(path)}
         for star in stars:
             path = str(star.path)
             reading = self._reading.get(path)
@@ -97,6 +102,7 @@ class Ingest:
             rescan = prefix is None and record.rows_read > 0
             reading = _Reading(star, replace(record, problem=""), None, prefix, rescan)
         self._acceptance.begin(star.path)
+        self._half_read.discard(str(star.path))
         reading.tables = read_tail(star.path, reading.prefix, rows_per_table=self._settings.service.batch_rows)
         self._reading[str(star.path)] = reading
 
@@ -269,7 +275,8 @@ class Ingest:
     @property
     def reads_aligned(self) -> bool:
         """An aligned star is being read: what it brings counts when all of it is there."""
-        return any(reading.record.aligned and reading.tables is not None for reading in self._reading.values())
+        reading = any(reading.record.aligned and reading.tables is not None for reading in self._reading.values())
+        return reading or bool(self._half_read)
 
     def consensus_adopted(self) -> None:
         """Note that half-sets of rows that were accepted before may have changed."""
