@@ -93,7 +93,7 @@ class FusedManifest(PublishedManifest):
 
     manifest_kind: ClassVar[str] = "fused"
     id_prefix: ClassVar[str] = "fus"
-    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"answers_sha256"})
+    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"answers_sha256", "doubts"})
 
     format: Literal[1] = 1
     kind: Literal["fused"] = "fused"
@@ -113,6 +113,8 @@ class FusedManifest(PublishedManifest):
     """Why there are no weights, or no confidence."""
     answers_sha256: str = ""
     """`MatchingSettings.answers_sha256`, fused, that confidence was fitted with."""
+    doubts: tuple[str, ...] = ()
+    """What the manifests of networks and references say against them."""
     package_version: str = Field(default_factory=package_version)
 
 
@@ -179,6 +181,7 @@ def publish_fused(
         calibration=calibration.file_name,
         uncalibrated="; ".join(why),
         answers_sha256=parts.matching.answers_sha256(fused=True),
+        doubts=tuple(dict.fromkeys((*network.doubts, *reference.doubts))),
     )
     return _publish(manifest, parts, calibration, checkpoints_folder)
 

@@ -148,6 +148,7 @@ def publish_references(
     work_folder: Path,
     checkpoints_folder: Path,
     trained_on: str = "",
+    doubts: tuple[str, ...] = (),
     origin: str = "aligned rows",
     labelled: ParticleTable | None = None,
     calibrate: bool = True,
@@ -159,7 +160,7 @@ def publish_references(
     reference, and poses are measured on at most `MAX_VALIDATION_ROWS` of them. Confidence is fitted for each half-set's
     reference on the other one's rows (`held_out`), where they are enough; the manifest says why where they are not, or
     where these are the ones to be scored (not `calibrate`).
-    `labelled` are the rows whose poses may tell confidence, by default all.
+    `labelled` are the rows whose poses may tell confidence, by default all; `doubts` what speaks against the rows.
     Halves are made side by side where there are threads for it, each with one intra-op thread. Started again with the
     same arguments it gives the same bytes. `on_stage` is called as a half-set's next stage begins, from either thread.
     Raises what `reference_from_rows` and reading raise.
@@ -178,7 +179,7 @@ def publish_references(
         trained_on=trained_on,
         uncalibrated=why,
         answers_sha256=matching.answers_sha256(),
-        doubts=sum((rows_doubts(references[half]) for half in HALVES), ()),
+        doubts=sum((rows_doubts(references[half]) for half in HALVES), doubts),
     )
     return _publish(references, manifest, work_folder, checkpoints_folder, calibration)
 

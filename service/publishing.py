@@ -8,6 +8,8 @@ from cesped_stream.fused_pair import FusedParts, publish_fused
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reference_pair import publish_references
+from cesped_stream.settings import TrainingSettings
+from cesped_stream.training.alignment import Alignment
 from cesped_stream.training.fit import Progress, TrainingStopped, fit_pair, sole_trainer
 
 from .settings import SessionSettings, TrainCommand
@@ -34,8 +36,22 @@ class Publisher:
     work_folder: Path
     checkpoints_folder: Path
     trained_on: str = ""
+    alignment: Alignment | None = None
+    """How independent the rows' half-sets are; None: what the settings state."""
     on_progress: Callable[[Progress], None] = lambda progress: None
     should_stop: Callable[[], bool] = lambda: False
+
+    @property
+    def training(self) -> TrainingSettings:
+        """The settings, with the independence that the rows deserve."""
+        training = self.settings.training
+        stated = training.alignment if self.alignment is None else self.alignment.independence
+        return training.model_copy(update={"alignment": stated})
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the manifest says against the rows."""
+        return () if self.alignment is None else self.alignment.doubts
 
     def publish(self, on_published: Callable[[Published], None] = lambda published: None) -> Published:
         """Return the order's checkpoint; `on_published` is told of one that can give poses until that is there."""
@@ -52,11 +68,12 @@ class Publisher:
         folder, manifest = fit_pair(
             self.table,
             StackReader(),
-            self.settings.training,
+            self.training,
             self.settings.inference,
             work_folder=self.work_folder,
             checkpoints_folder=self.checkpoints_folder,
             trained_on=self.trained_on,
+            doubts=self.doubts,
             on_progress=self.on_progress,
             should_stop=self.should_stop,
         )
@@ -68,11 +85,12 @@ class Publisher:
             folder, manifest = publish_references(
                 self.table,
                 StackReader(),
-                self.settings.training,
+                self.training,
                 matching_settings(self.settings),
                 work_folder=self.work_folder,
                 checkpoints_folder=self.checkpoints_folder,
                 trained_on=self.trained_on,
+                doubts=self.doubts,
                 on_stage=self.on_stage,
             )
         return Published(folder, manifest.checkpoint_id)

@@ -28,6 +28,7 @@ from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import Proposer, open_proposer
 from cesped_stream.reference_pair import checkpoint_kind, publish_map, read_reference_manifest
 from cesped_stream.training import fit
+from cesped_stream.training.alignment import alignment_of_rows
 
 from .finished import Finished, Poses, joined, output_tables
 from .process import StopRequest, usable_cores
@@ -63,6 +64,7 @@ def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
             settings.output / WORK_FOLDER,
             settings.output,
             trained_on=settings.star.name,
+            alignment=alignment_of_rows(settings.training.alignment, trained_on),
             on_progress=training_progress(bars),
             should_stop=stop.asked,
         )

@@ -12,6 +12,7 @@ import torch
 
 from cesped_stream.errors import CespedStreamError
 from cesped_stream.particles.star import read_star
+from cesped_stream.training.alignment import alignment_of
 from cesped_stream.training.fit import Progress, TrainingStopped
 
 from .messages import ALIGNED, Ack, Failure, Idle, Ready, TrainingDone, TrainingOrder, TrainingProgress
@@ -65,6 +66,11 @@ class Trainer:
             read_star(Path(order.aligned_star)),
             work_folder,
             work_folder.parent,
+            alignment=alignment_of(
+                self._settings.training.alignment,
+                halves_given=order.halves_given,
+                from_own_predictions=order.from_own_predictions,
+            ),
             on_progress=on_progress,
             should_stop=should_stop,
         )

@@ -50,7 +50,7 @@ class CheckpointManifest(PublishedManifest):
 
     manifest_kind: ClassVar[str] = NETWORK_KIND
     id_prefix: ClassVar[str] = "i2s"
-    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"trained_on"})
+    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"trained_on", "doubts"})
 
     format: Literal[1] = 1
     preset: str
@@ -67,6 +67,8 @@ class CheckpointManifest(PublishedManifest):
     training: TrainingSettings
     trained_on: str = ""
     """The entry or star that both halves were trained on; empty in a session, and in checkpoints older than this."""
+    doubts: tuple[str, ...] = ()
+    """What speaks against the rows that they were trained on, a sentence each."""
     package_version: str = Field(default_factory=package_version)
 
 

@@ -56,6 +56,7 @@ def fit_pair(
     work_folder: Path,
     checkpoints_folder: Path,
     trained_on: str = "",
+    doubts: tuple[str, ...] = (),
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Path, CheckpointManifest]:
@@ -64,7 +65,7 @@ def fit_pair(
     Each half runs in a thread of its own with one intra-op thread on a CPU, so the result's bits do not depend on the
     number of cores; a run killed at any moment and started again with the same arguments ends with the same bits
     (unless a time budget cut it). `root` is what relative rlnImageName are relative to. `trained_on` names the data in
-    the manifest. `on_progress` is called from either thread, one at a time. Raises TrainingStopped where `should_stop`
+    the manifest, `doubts` say what speaks against them. `on_progress` is called from either thread, one at a time. Raises TrainingStopped where `should_stop`
     became true, PermanentError where a half has no usable row.
     """
     with sole_trainer(work_folder):
@@ -75,6 +76,7 @@ def fit_pair(
             update={
                 "halves": {half.half_set: _record(half) for half in halves},
                 "trained_on": trained_on,
+                "doubts": doubts,
                 "stopped_by": why.pop() if len(why) == 1 else "minutes",
             }
         )
