@@ -23,36 +23,11 @@ from cesped_stream.so3.symmetry import group_rotations
 
 pytestmark = [pytest.mark.relion, pytest.mark.timeout(900)]
 
-CELLS = {
-    "cestreamConfidence": "0.987654",
-    "cestreamConfidenceKind": "mass",
-    "cestreamCheckpoint": "ref-000000000001",
-    "cestreamProposer": "gallery+refinement",
-    "cestreamStatus": "predicted",
-    "cestreamTopPoses": "[-119.649555,110.786353,99.441608,0.999692]",
-}
-"""Of a row that this program predicted; the other columns of ours are "none"."""
-
 
 @pytest.fixture(scope="module")
 def refined(relion_jobs: RelionJobs) -> ParticleTable:
     """Refine3D's run_data.star."""
     return read_star(relion_jobs.refined)
-
-
-@pytest.fixture(scope="module")
-def own_star(relion_jobs: RelionJobs, refined: ParticleTable) -> Path:
-    """An export of ours in the project, with Refine3D's poses as if we had predicted them."""
-    fit = ("rlnMaxValueProbDistribution", "rlnLogLikeliContribution", SIGNIFICANT_SAMPLES)
-    own = {label: [CELLS.get(label, "none")] * len(refined) for label in OWN_LABELS}
-    write_star(relion_jobs.project.folder / "own.star", refined.without(fit).with_columns(own))
-    return Path("own.star")
-
-
-@pytest.fixture(scope="module")
-def refined_from_own(relion_jobs: RelionJobs, own_star: Path) -> Path:
-    """What local refinement makes of it."""
-    return relion_jobs.project.refine_locally("Refine3D/job030", own_star, Path("Refine3D/job010/run_class001.mrc"))
 
 
 def test_refine3d_adds_half_sets_and_leaves_what_declares_a_particle_as_extract_wrote_it(
@@ -112,34 +87,34 @@ def test_local_refinement_keeps_poses_that_lie_in_relions_asymmetric_unit_and_lo
 
 
 def test_every_row_that_relion_refined_has_a_significant_sample(
-    relion_jobs: RelionJobs, refined: ParticleTable, refined_from_own: Path
+    relion_jobs: RelionJobs, refined: ParticleTable
 ) -> None:
     job = relion_jobs.refined.parent
     last = [read_star(job / f"run_it{iteration:03d}_data.star") for iteration in (1, 2)]
-    for table in (refined, *last, read_star(relion_jobs.classes), read_star(refined_from_own)):
+    for table in (refined, *last, read_star(relion_jobs.classes), read_star(relion_jobs.refined_from_own)):
         assert table.numbers(SIGNIFICANT_SAMPLES).min() >= 1
     assert SIGNIFICANT_SAMPLES not in read_star(job / "run_it000_data.star")
 
 
 def test_our_columns_survive_a_refinement_and_its_rows_are_known_as_refined_from_ours(
-    relion_jobs: RelionJobs, own_star: Path, refined_from_own: Path
+    relion_jobs: RelionJobs,
 ) -> None:
-    before, after = read_star(relion_jobs.project.folder / own_star), read_star(refined_from_own)
+    before, after = read_star(relion_jobs.own_star), read_star(relion_jobs.refined_from_own)
     assert [after.column(label) for label in OWN_LABELS] == [before.column(label) for label in OWN_LABELS]
     assert (pose_sources(before) == PoseSource.OWN).all()
     assert (pose_sources(after) == PoseSource.REFINED_FROM_OWN).all()
 
 
-def test_before_the_first_iteration_rows_of_ours_are_still_our_predictions(refined_from_own: Path) -> None:
-    started = read_star(refined_from_own.with_name("run_it000_data.star"))
+def test_before_the_first_iteration_rows_of_ours_are_still_our_predictions(relion_jobs: RelionJobs) -> None:
+    started = read_star(relion_jobs.refined_from_own.with_name("run_it000_data.star"))
     assert (pose_sources(started) == PoseSource.OWN).all()
 
 
 @pytest.mark.xfail(
     strict=True, reason="RELION counts significant samples where it only classifies, too: the pose is ours still"
 )
-def test_rows_of_ours_that_relion_only_classified_are_our_predictions(relion_jobs: RelionJobs, own_star: Path) -> None:
-    classified = relion_jobs.project.classify("Class3D/job031", own_star, more=("--skip_align",))
-    before, after = read_star(relion_jobs.project.folder / own_star), read_star(classified)
+def test_rows_of_ours_that_relion_only_classified_are_our_predictions(relion_jobs: RelionJobs) -> None:
+    classified = relion_jobs.project.classify("Class3D/job031", relion_jobs.own_star, more=("--skip_align",))
+    before, after = read_star(relion_jobs.own_star), read_star(classified)
     assert np.allclose(after.numbers("rlnAngleRot"), before.numbers("rlnAngleRot"), atol=1e-4)
     assert (pose_sources(after) == PoseSource.OWN).all()

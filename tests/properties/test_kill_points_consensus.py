@@ -30,7 +30,8 @@ def run_session(root: Path, step: Callable[[str], None]) -> tuple[bytes, Bench, 
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     write_map(root / "map.mrc", np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), 10.0)
-    bench = Bench(root, proposer="gallery", reference=root / "map.mrc", noise_rows_per_half=20)
+    parts = {"batch_rows": 20, "shard_rows": 30}
+    bench = Bench(root, proposer="gallery", reference=root / "map.mrc", noise_rows_per_half=20, service=parts)
     ProjectFolder(bench.landing).extract(FIRST)
     kills = played_through(bench, step, _play)
     return export_star(bench.session / "poses", root / "export.star")[0].read_bytes(), bench, kills
@@ -88,14 +89,25 @@ def test_kills_at_the_first_and_last_step_of_each_kind_in_relions_order_end_in_t
         assert found == expected, f"killed after step {at}, {count.names[at - 1]}"
 
 
-@pytest.mark.parametrize("seed", range(3))
+def test_kills_after_any_part_of_a_star_end_in_the_same_export(memory_folder: Path) -> None:
+    """A consensus of which only a part was read when the coordinator died is taken as a whole by the next one."""
+    root = memory_folder / "consensus"
+    count = KillAt()
+    expected, _, _ = run_session(root, count)
+    for at in [k for k, name in enumerate(count.names, 1) if name == "rows accepted: committed"]:
+        found, _, kills = run_session(root, KillAt(at))
+        assert kills == 1
+        assert found == expected, f"killed after step {at}"
+
+
+@pytest.mark.parametrize("seed", range(6))
 def test_many_kills_in_relions_order_end_in_the_same_export(memory_folder: Path, seed: int) -> None:
     root = memory_folder / "consensus"
     expected, _, _ = run_session(root, lambda name: None)
     random = np.random.default_rng(seed)
 
     def step(name: str) -> None:
-        if random.random() < 0.03:
+        if random.random() < 0.05:
             raise Killed(name)
 
     found, _, kills = run_session(root, step)
@@ -105,6 +117,7 @@ def test_many_kills_in_relions_order_end_in_the_same_export(memory_folder: Path,
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_every_kill_point_in_relions_order_ends_in_the_same_export(memory_folder: Path) -> None:
     root = memory_folder / "consensus"
     count = KillAt()

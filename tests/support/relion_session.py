@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from cesped_stream.conventions import ANGLE_LABELS, euler_deg_to_rotation, rotation_to_euler_deg
 from cesped_stream.imaging.maps import crop_map, write_map
 from cesped_stream.imaging.simulate import random_rotations
+from cesped_stream.particles.own_columns import OWN_LABELS
+from cesped_stream.particles.own_rows import SIGNIFICANT_SAMPLES
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
@@ -34,6 +36,15 @@ COMMON: Final = (
     *("--pad", "1", "--ctf", "--particle_diameter", "200", "--flatten_solvent", "--zero_mask", "--norm", "--scale"),
     *("--oversampling", "1", "--offset_range", "2", "--sym", SYMMETRY, "--dont_combine_weights_via_disc"),
 )
+PREDICTED_CELLS: Final = {
+    "cestreamConfidence": "0.987654",
+    "cestreamConfidenceKind": "mass",
+    "cestreamCheckpoint": "ref-000000000001",
+    "cestreamProposer": "gallery+refinement",
+    "cestreamStatus": "predicted",
+    "cestreamTopPoses": "[-119.649555,110.786353,99.441608,0.999692]",
+}
+"""Of a row that this program predicted; its other columns of ours are "none"."""
 Float64 = NDArray[np.float64]
 
 
@@ -277,6 +288,21 @@ class RelionJobs:
         """Class3D job008's last star, of all micrographs: poses without half-sets."""
         self._all_extracted()
         return self.project.classify("Class3D/job008", EXTRACT)
+
+    @cached_property
+    def own_star(self) -> Path:
+        """A star with Refine3D's poses as if this program had predicted them: an export of ours in the project."""
+        table = read_star(self.refined)
+        fit = ("rlnMaxValueProbDistribution", "rlnLogLikeliContribution", SIGNIFICANT_SAMPLES)
+        own = {label: [PREDICTED_CELLS.get(label, "none")] * len(table) for label in OWN_LABELS}
+        write_star(self.project.folder / "own.star", table.without(fit).with_columns(own))
+        return self.project.folder / "own.star"
+
+    @cached_property
+    def refined_from_own(self) -> Path:
+        """What RELION's local refinement makes of `own_star`."""
+        own = self.own_star.relative_to(self.project.folder)
+        return self.project.refine_locally("Refine3D/job030", own, Path("Refine3D/job010/run_class001.mrc"))
 
     def _all_extracted(self) -> None:
         # job010 must have seen no more than six micrographs.
