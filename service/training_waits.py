@@ -20,7 +20,7 @@ BATCHES_LOOKED_AT = 20
 """Batches whose micrographs are looked up."""
 ROWS_LOOKED_AT = 20_000
 """Rows of a star in which the other half-set is looked for."""
-LANDED_KEEP = "; rows that have landed keep their half-set, so a star that says otherwise takes a new session"
+CORRECTED_COUNTS = "; a corrected star counts when it lands, if it gives rlnRandomSubset 1 and 2"
 
 
 class TrainingWaits:
@@ -120,7 +120,7 @@ class TrainingWaits:
         half = 0 if halves[0] else 1
         one = OneHalf(half, halves[half], has_subset, tuple(sorted(names)))
         more = f" and {len(stars) - 1} more stars" if len(stars) > 1 else ""
-        return one.words(stars[0] + more) + LANDED_KEEP
+        return one.words(stars[0] + more) + CORRECTED_COUNTS
 
     def _why_refused(self, star: str, refused: int) -> str:
         """Return the first reason for which rows of a star were refused, as its reason file says."""

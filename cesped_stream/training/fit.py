@@ -65,8 +65,8 @@ def fit_pair(
     Each half runs in a thread of its own with one intra-op thread on a CPU, so the result's bits do not depend on the
     number of cores; a run killed at any moment and started again with the same arguments ends with the same bits
     (unless a time budget cut it). `root` is what relative rlnImageName are relative to. `trained_on` names the data in
-    the manifest, `doubts` say what speaks against them. `on_progress` is called from either thread, one at a time. Raises TrainingStopped where `should_stop`
-    became true, PermanentError where a half has no usable row.
+    the manifest, `doubts` say what speaks against them. `on_progress` is called from either thread, one at a time.
+    Raises TrainingStopped where `should_stop` became true, PermanentError where a half has no usable row.
     """
     with sole_trainer(work_folder):
         halves, manifest = _prepare(table, reader, settings, inference, root, work_folder)

@@ -116,7 +116,6 @@ def test_many_kills_in_relions_order_end_in_the_same_export(memory_folder: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.timeout(3600)
 def test_every_kill_point_in_relions_order_ends_in_the_same_export(memory_folder: Path) -> None:
     root = memory_folder / "consensus"

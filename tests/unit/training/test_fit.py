@@ -149,7 +149,7 @@ def test_a_shared_start_is_said_in_the_manifest(aligned: ParticleTable, tmp_path
 
 def test_a_half_without_rows_is_refused(aligned: ParticleTable, tmp_path: Path) -> None:
     only_one = aligned.select(np.flatnonzero(aligned.half_sets() == 0))
-    with pytest.raises(PermanentError, match="half-set 1"):
+    with pytest.raises(PermanentError, match="have rlnRandomSubset 1 and none 2"):
         run(only_one, tmp_path, "x")
 
 
