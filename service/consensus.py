@@ -94,24 +94,32 @@ class Consensus:
             " ORDER BY batch_id, batch_row, aligned_batch"
         ).fetchall()
         adoption = _Adoption()
-        for (batch_id, row), versions in groupby(rows, key=lambda found: (int(found[0]), int(found[1]))):
-            self._adopt_row(adoption, batch_id, row, [(int(a), int(k)) for _, _, a, k in versions])
         for batch_id, of_batch in groupby(rows, key=lambda found: int(found[0])):
-            adoption.restated += self._committed(batch_id, sorted({int(found[1]) for found in of_batch}))
+            former = self.rows_of(batch_id)
+            returned = {
+                row: [(int(found[2]), int(found[3])) for found in versions]
+                for row, versions in groupby(of_batch, key=lambda found: int(found[1]))
+            }
+            for row, versions in returned.items():
+                self._adopt_row(adoption, batch_id, row, versions, former.get(row))
+            adoption.landed_batches.add(batch_id)
+            adoption.restated += self._committed(batch_id, sorted(returned))
         with self._ledger.transaction("consensus adopted"):
             self._note(adoption)
         self._tables.forget()
         return adoption.landed_batches
 
-    def _adopt_row(self, adoption: _Adoption, batch_id: int, row: int, versions: list[tuple[int, int]]) -> None:
+    def _adopt_row(
+        self,
+        adoption: _Adoption,
+        batch_id: int,
+        row: int,
+        versions: list[tuple[int, int]],
+        former: tuple[int, int] | None,
+    ) -> None:
+        """Let the last of a row's new `versions` count, (batch, row) each, in the place of its `former` one."""
         landed = self._touched(adoption, batch_id)
-        adoption.landed_batches.add(batch_id)
-        former = self._ledger.execute(
-            "SELECT aligned_batch, aligned_row FROM consensus WHERE batch_id = ? AND batch_row = ? AND adopted = 1",
-            (batch_id, row),
-        ).fetchall()
-        replaced = [*((int(a), int(k)) for a, k in former), *versions[:-1]]
-        for aligned_batch, aligned_row in replaced:
+        for aligned_batch, aligned_row in (*([former] if former else []), *versions[:-1]):
             self._touched(adoption, aligned_batch).superseded[aligned_row] = 1
         aligned_batch, aligned_row = versions[-1]
         newest = self._touched(adoption, aligned_batch)
@@ -121,7 +129,7 @@ class Consensus:
         else:
             landed.halves[row] = before & ~(HALF | BY_HASH) | now & HALF
         changed = (before ^ now) & HALF > 0
-        was_aligned = landed.kind == GIVEN or bool(former)
+        was_aligned = landed.kind == GIVEN or former is not None
         adoption.took_half += bool(before & BY_HASH and not now & BY_HASH)
         adoption.newer += was_aligned
         adoption.other_split += changed and was_aligned

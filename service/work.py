@@ -88,6 +88,8 @@ class Work:
             settings, folder, self.ledger, self.tables, self.reinference, self.pending, self.problems, step=step
         )
         self._queue: list[tuple[Finished, Span]] = []
+        self._reopened: set[int] = set()
+        """Batches whose open rows are to be queued or leased anew: some of them have a consensus pose now."""
         self._next_commit = float("-inf")
         self._shard_since: float | None = None
         self.training_progress: TrainingProgress | None = None
@@ -176,8 +178,7 @@ class Work:
             if lease.span.batch_id in batches and not lease.span.shard_id:
                 self.leases.remove(lease, None)
         self.pending.drop_first_poses(batches)
-        for batch_id in sorted(batches & set(self.ledger.open_batches())):
-            self._add_open_rows(batch_id)
+        self._reopened |= batches & set(self.ledger.open_batches())
 
     def shards_to_write_again(self) -> int:
         """Return how many sealed shards are to be redone, or have rows that get their consensus pose."""
@@ -185,14 +186,20 @@ class Work:
         return len(redone | set(self.consensus.shards_left()))
 
     def restate_next(self) -> None:
-        """Write the next shard again in which rows have a consensus pose now."""
+        """Queue the open rows of the next batch, or write the next shard again, in which rows have a consensus pose
+        now."""
+        if self._reopened:
+            batch_id = min(self._reopened)
+            self._reopened.discard(batch_id)
+            self._add_open_rows(batch_id)
+            return
         left = [shard_id for shard_id in self.consensus.shards_left() if shard_id not in self.poses.missing]
         if not left:
             return
         if left[0] == UNPOSED_PLACE:
-            for batch_id in self.poses.withdraw(self.ledger.restated_positions(UNPOSED_PLACE)):
-                self.pending.drop_first_poses({batch_id})
-                self._add_open_rows(batch_id)
+            batches = self.poses.withdraw(self.ledger.restated_positions(UNPOSED_PLACE))
+            self.pending.drop_first_poses(set(batches))
+            self._reopened.update(batches)
             return
         places: dict[int, list[tuple[int, int]]] = {}
         restated = self.ledger.restated_positions(left[0])

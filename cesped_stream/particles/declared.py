@@ -105,7 +105,8 @@ class DeclaredValues:
         ours, theirs = self.micrographs[row], other.micrographs[other_row]
         if ours and theirs and ours != theirs:
             return Difference.CONTRADICTION
-        if not np.allclose(self.optics[row], other.optics[other_row], rtol=OPTICS_TOLERANCE, atol=1e-9):
+        off = np.abs(self.optics[row] - other.optics[other_row])
+        if (off > OPTICS_TOLERANCE * np.abs(self.optics[row]) + 1e-9).any():
             return Difference.CONTRADICTION
         moved = np.abs(self.ctf[row] - other.ctf[other_row])
         if moved[0] > MAX_DEFOCUS_CHANGE_ANGSTROM:
