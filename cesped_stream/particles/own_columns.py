@@ -81,7 +81,7 @@ def number_cell(value: float, unset: str) -> str:
 
 def numbers_of(cells: Sequence[str]) -> Float64:
     """Return the numbers `(n,)` of cells by `number_cell`, however another program wrote them; NaN for an unset one,
-    and for `NOTHING`, which sessions of versions before 0.10 hold."""
+    and for `NOTHING`, which former versions wrote."""
     numbers = np.array([np.nan if cell == NOTHING else float(cell) for cell in cells], np.float64)
     return np.where(np.isin(numbers, (float(NO_ABOVE_NOISE), float(NO_APART))), np.nan, numbers)
 
