@@ -195,6 +195,7 @@ def export_star_command(arguments: argparse.Namespace) -> int:
     from cesped_stream.export.star import export_star
     from cesped_stream.particles.star import iter_star
 
+    from .finished import left_out_words
     from .independence import rows_by_checkpoint, shared_note
     from .output_paths import check_export_path
 
@@ -205,6 +206,7 @@ def export_star_command(arguments: argparse.Namespace) -> int:
             SessionFolder.of(settings).poses,
             arguments._output,
             on_progress=lambda phase, rows: shown.update(f"{phase}: {rows:,} particles"),
+            on_left_out=lambda path, labels: print(left_out_words(path.name, labels), file=sys.stderr),
         )
     for file in files:
         print(file)

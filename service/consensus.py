@@ -6,17 +6,15 @@ be written again. No torch here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
 
 from cesped_stream.conventions import HALVES
-from cesped_stream.particles.declared import MICROGRAPH_LABEL, REFINED_OPTICS_LABELS
-from cesped_stream.particles.own_columns import OWN_LABELS
-from cesped_stream.particles.table import OpticsGroup, ParticleTable
+from cesped_stream.particles.table import ParticleTable
 
-from .finished import BatchTables, joined
+from .finished import BatchTables
 from .ledger import BY_HASH, GIVEN, HALF, PREDICT, Ledger
 from .messages import MAP
 
@@ -28,8 +26,6 @@ OTHER_SPLIT = "members of references whose half-set changed"
 TRAINING_REQUESTED = "training requested"
 REDO_AFTER_TRAINING = "redo after training"
 """Facts of the ledger, "yes" or empty."""
-LANDED_LABELS = ("rlnImageName", MICROGRAPH_LABEL)
-"""Columns that stay as the particle landed: what other programs find it by."""
 
 
 @dataclass
@@ -191,37 +187,7 @@ class Consensus:
         ).fetchall()
         return {int(row): (int(aligned_batch), int(aligned_row)) for row, aligned_batch, aligned_row in rows}
 
-    def given(self, batch_id: int, rows: Sequence[int]) -> ParticleTable:
-        """Return landed rows of a batch as their consensus has them: pose, half-set, CTF and all other columns of the
-        aligned star, and what only the landed rows have. Names stay as they landed."""
-        places = self.rows_of(batch_id)
-        landed = self._tables[batch_id].select(list(rows)).without(OWN_LABELS)
-        by_batch: dict[int, list[int]] = {}
-        for k, row in enumerate(rows):
-            by_batch.setdefault(places[row][0], []).append(k)
-        tables, order = [], []
-        for aligned_batch, chosen in by_batch.items():
-            aligned = self._tables[aligned_batch].select([places[rows[k]][1] for k in chosen])
-            tables.append(_merged(landed.select(chosen), aligned))
-            order += chosen
-        return joined(tables).select(np.argsort(order))
-
-
-def _merged(landed: ParticleTable, aligned: ParticleTable) -> ParticleTable:
-    """Return landed rows with the columns of the same rows of an aligned star in the place of their own."""
-    columns: dict[str, Sequence[str]] = {
-        label: aligned.column(label) for label in aligned.labels if label not in LANDED_LABELS
-    }
-    merged = landed.with_columns(columns)
-    groups: dict[OpticsGroup, int] = {}
-    index = []
-    for ours, theirs in zip(landed.optics_index.tolist(), aligned.optics_index.tolist(), strict=True):
-        group = _optics_of(landed.optics[ours], aligned.optics[theirs])
-        index.append(groups.setdefault(group, len(groups)))
-    return replace(merged, optics=tuple(groups), optics_index=np.array(index, np.int64))
-
-
-def _optics_of(landed: OpticsGroup, aligned: OpticsGroup) -> OpticsGroup:
-    """Return the group with which a particle landed, with the aberrations that a refinement found since."""
-    refined = {label: text for label, text in aligned.values if label in REFINED_OPTICS_LABELS}
-    return OpticsGroup(tuple((dict(landed.values) | refined).items()))
+    def aligned_rows(self, places: Sequence[tuple[int, int]]) -> ParticleTable:
+        """Return consensus rows as their star has them, by (batch, row); all of one batch."""
+        (batch_id,) = {batch_id for batch_id, _ in places}
+        return self._tables[batch_id].select([row for _, row in places])

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -271,7 +272,11 @@ def _merge(arguments: argparse.Namespace) -> int:
     from cesped_stream.benchmark.entries import find_entry
     from cesped_stream.benchmark.merge_entry import merge_entry
 
-    print(merge_entry(find_entry(arguments._target, benchmark_root(arguments))))
+    def say_left_out(path: Path, labels: tuple[str, ...]) -> None:
+        print(f"{path.name}: without {', '.join(labels)}: only one half-set has that", file=sys.stderr)
+
+    entry = find_entry(arguments._target, benchmark_root(arguments))
+    print(merge_entry(entry, on_left_out=say_left_out))
     return 0
 
 

@@ -1,14 +1,16 @@
 """Poses of some rows of a batch, and the star rows that they become."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.conventions import ANGLE_LABELS, SHIFT_LABELS
 from cesped_stream.particles.flags import Clipped, ImageFlag
+from cesped_stream.particles.missing_columns import filled_rows, shared_columns
 from cesped_stream.particles.own_columns import (
     ABOVE_NOISE,
     APART,
@@ -21,6 +23,9 @@ from cesped_stream.particles.own_columns import (
     GIVEN,
     MASS,
     NETWORK_POSE,
+    NEUTRAL_CELLS,
+    NO_ABOVE_NOISE,
+    NO_APART,
     NO_POSE,
     NOTHING,
     OWN_LABELS,
@@ -32,9 +37,10 @@ from cesped_stream.particles.own_columns import (
     list_cell,
     number_cell,
 )
+from cesped_stream.particles.own_rows import SIGNIFICANT_SAMPLES
 from cesped_stream.particles.stacks import STACK_LABEL
-from cesped_stream.particles.star import NEUTRAL_VALUES, read_star, row_filler, union_of_labels
-from cesped_stream.particles.table import ParticleTable
+from cesped_stream.particles.star import read_star
+from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
 from .ledger import Ledger
 from .session import SessionFolder
@@ -42,8 +48,31 @@ from .session import SessionFolder
 Float64 = NDArray[np.float64]
 
 NO_CHECKPOINT = NOTHING
-FORMER_POSE_LABELS = ("rlnMaxValueProbDistribution", "rlnLogLikeliContribution", "rlnNrOfSignificantSamples")
-"""RELION's figures of the pose that a row came with: they say nothing of a predicted one."""
+PROBABILITY = "rlnMaxValueProbDistribution"
+
+STALE_FIGURES: Mapping[str, str] = {
+    "rlnLogLikeliContribution": "0.000000",
+    SIGNIFICANT_SAMPLES: "0",
+}
+"""What a predicted row has for RELION's figures of the pose that it came with, which say nothing of the new one: how
+well that pose fitted, and how many orientations mattered (0 also tells a prediction from a row that RELION refined)."""
+
+STALE_COLUMNS: Mapping[str, str] = {
+    **dict.fromkeys(ANGLE_LABELS, "the pose that was replaced"),
+    **dict.fromkeys(SHIFT_LABELS, "the origin that was replaced, where the proposer gives one"),
+    **{f"{label}Prior": "the centre of a local search around the pose that was replaced" for label in ANGLE_LABELS},
+    **{f"rlnOrigin{axis}PriorAngst": "the centre of a search around the origin that was replaced" for axis in "XY"},
+    PROBABILITY: "how sure RELION was of the pose that was replaced; the new pose's confidence stands there",
+    **dict.fromkeys(STALE_FIGURES, "a figure of the pose that was replaced"),
+}
+"""Every input column that does not keep its value in a predicted row, and why; docs/output.md has the same list."""
+
+FORMER_POSE_LABELS = (PROBABILITY, *STALE_FIGURES)
+"""RELION's figures of the pose that a row came with."""
+
+
+LANDED_NAMES = ("rlnImageName", "rlnMicrographName", "rlnOpticsGroupName")
+"""What stays as a particle landed, whatever an aligned star calls it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,23 +132,20 @@ class Finished:
 
 
 def pose_cells(finished: Finished, row: int, revision: int) -> dict[str, str]:
-    """Return the predicted columns of one row of a result, formatted so that equal poses give equal bytes."""
+    """Return the predicted columns of one row of a result, formatted so that equal poses give equal bytes.
+
+    rlnMaxValueProbDistribution is the confidence: RELION's programs can filter on it, and on no column of ours.
+    """
     poses = finished.poses
     assert poses is not None
     own = {
-        CONFIDENCE: "0.000000",
-        CONFIDENCE_KIND: NOTHING,
+        **NEUTRAL_CELLS,
         CHECKPOINT: finished.checkpoint_id,
         PROPOSER: finished.proposer,
         STATUS: PREDICTED,
         REVISION: str(revision),
-        TOP_POSES: NO_POSE,
-        ABOVE_NOISE: NOTHING,
-        NETWORK_POSE: NO_POSE,
-        GALLERY_POSE: NO_POSE,
-        APART: NOTHING,
-        CLIPPED: Clipped.NO.text,
     }
+    own = {label: own[label] for label in OWN_LABELS}
     if poses.flag[row]:
         return own | {STATUS: ImageFlag(int(poses.flag[row])).status}
     angles = {label: f"{a:.6f}" for label, a in zip(ANGLE_LABELS, poses.euler_deg[row], strict=True)}
@@ -128,15 +154,15 @@ def pose_cells(finished: Finished, row: int, revision: int) -> dict[str, str]:
         CONFIDENCE: f"{poses.confidence[row]:.6f}",
         CONFIDENCE_KIND: CALIBRATED if poses.calibrated[row] else MASS,
         TOP_POSES: list_cell(modes),
-        ABOVE_NOISE: number_cell(poses.above_noise[row]),
+        ABOVE_NOISE: number_cell(poses.above_noise[row], NO_ABOVE_NOISE),
         NETWORK_POSE: list_cell(poses.network_euler_deg[row]),
         GALLERY_POSE: list_cell(poses.gallery_euler_deg[row]),
-        APART: number_cell(poses.apart_deg[row]),
+        APART: number_cell(poses.apart_deg[row], NO_APART),
         CLIPPED: Clipped(int(poses.clipped[row])).text,
     }
     if poses.has_shifts:
         angles |= {label: f"{a:.6f}" for label, a in zip(SHIFT_LABELS, poses.shift_angstrom[row], strict=True)}
-    return angles | own
+    return angles | {PROBABILITY: own[CONFIDENCE]} | own
 
 
 def origin_cells(table: ParticleTable, row: int) -> dict[str, str]:
@@ -154,21 +180,52 @@ def prior_labels(labels: Sequence[str]) -> dict[str, str]:
 def output_tables(table: ParticleTable, finished: Finished) -> tuple[ParticleTable, ParticleTable]:
     """Return (rows with a pose, rows without) of `table`, the finished rows of a batch star, with their columns."""
     if finished.poses is None:
-        given = table if finished.given is None else finished.given
-        return given_rows(given), table.select([])
+        given = table if finished.given is None else with_landed_columns(finished.given, table)
+        return _given_table(given.without([STACK_LABEL])), table.select([])
     posed = finished.posed()
     plain = table.without([STACK_LABEL])
     cells = [pose_cells(finished, row, 0) for row in range(len(table))]
     with_pose = _with_cells(_with_origins(plain.select(np.flatnonzero(posed))), _picked(cells, posed))
-    former = [label for label in FORMER_POSE_LABELS if label in with_pose]
     renewed: dict[str, Sequence[str]] = {
-        label: ["0" if label == "rlnNrOfSignificantSamples" else "0.000000"] * len(with_pose) for label in former
+        label: [cell] * len(with_pose) for label, cell in STALE_FIGURES.items() if label in with_pose
     }
     for prior, angle in prior_labels(with_pose.labels).items():
         renewed[prior] = with_pose.column(angle)
     with_pose = with_pose.with_columns(renewed)
     flagged = plain.select(np.flatnonzero(~posed)).without(ANGLE_LABELS)
     return with_pose, _with_cells(flagged, _picked(cells, ~posed))
+
+
+def with_landed_columns(given: ParticleTable, landed: ParticleTable) -> ParticleTable:
+    """Return the rows of an aligned star with what only the same rows had as they landed.
+
+    Names by which other programs find a particle stay the landed ones. A column that `given` has in the row or in its
+    optics group is the aligned star's, wherever it landed; of an optics group, what the aligned star only writes in
+    other digits stays as it landed, so that the group is the same one.
+    """
+    aligned_groups = [given.optics[k] for k in given.optics_index]
+    landed_groups = [landed.optics[k] for k in landed.optics_index]
+    columns: dict[str, Sequence[str]] = {}
+    for label in landed.labels:
+        in_group = any(group.text(label) is not None for group in aligned_groups)
+        if label in LANDED_NAMES or (label not in given and not in_group):
+            columns[label] = landed.column(label)
+    place: dict[OpticsGroup, int] = {}
+    index = []
+    for aligned, other in zip(aligned_groups, landed_groups, strict=True):
+        texts = {label: text for label, text in other.values if label not in given}
+        for label, text in aligned.values:
+            if label not in texts or (label not in LANDED_NAMES and not _is_same_value(texts[label], text)):
+                texts[label] = text
+        index.append(place.setdefault(OpticsGroup(tuple(texts.items())), len(place)))
+    return replace(given, optics=tuple(place), optics_index=np.array(index, np.int64)).with_columns(columns)
+
+
+def _is_same_value(a: str, b: str) -> bool:
+    try:
+        return math.isclose(float(a), float(b), rel_tol=1e-6, abs_tol=1e-9)
+    except ValueError:
+        return a == b
 
 
 def _picked(cells: list[dict[str, str]], which: NDArray[np.bool_]) -> list[dict[str, str]]:
@@ -186,10 +243,9 @@ def _with_origins(table: ParticleTable) -> ParticleTable:
     return table.with_columns({label: ["0.000000"] * len(table) for label in (*angles, *missing)})
 
 
-def given_rows(table: ParticleTable) -> ParticleTable:
-    """Return rows with given poses as they stand in a pose file."""
-    table = _with_origins(table.without([STACK_LABEL]))
-    confidences = table.numbers("rlnMaxValueProbDistribution", 0.0)
+def _given_table(table: ParticleTable) -> ParticleTable:
+    table = _with_origins(table)
+    confidences = table.numbers(PROBABILITY, 0.0)
     modes = np.stack([*(table.numbers(label) for label in ANGLE_LABELS), confidences], axis=1)
     same = {
         CONFIDENCE_KIND: GIVEN,
@@ -197,41 +253,46 @@ def given_rows(table: ParticleTable) -> ParticleTable:
         PROPOSER: GIVEN,
         STATUS: GIVEN,
         REVISION: "0",
-        ABOVE_NOISE: NOTHING,
+        ABOVE_NOISE: NO_ABOVE_NOISE,
         NETWORK_POSE: NO_POSE,
         GALLERY_POSE: NO_POSE,
-        APART: NOTHING,
+        APART: NO_APART,
         CLIPPED: Clipped.NO.text,
     }
     columns: dict[str, Sequence[str]] = {label: [cell] * len(table) for label, cell in same.items()}
     columns[CONFIDENCE] = [f"{number:.6f}" for number in confidences]
     columns[TOP_POSES] = [list_cell(mode) for mode in modes]
-    return table.with_columns({label: columns[label] for label in OWN_LABELS})
+    own = {label: columns[label] for label in OWN_LABELS}
+    # As everywhere (eq. 10), a consensus without the figure counts fully: no filter on it drops the rows.
+    figure = {} if PROBABILITY in table else {PROBABILITY: ["1.000000"] * len(table)}
+    return table.with_columns(figure | own)
 
 
 def joined(tables: Sequence[ParticleTable]) -> ParticleTable:
-    """Return all rows in one table: union of the columns, RELION's neutral values, optics groups by content."""
-    labels = tables[0].labels
-    for table in tables[1:]:
-        labels = union_of_labels(labels, table.labels)
-    groups = {table.optics[k] for table in tables for k in set(table.optics_index.tolist())}
+    """Return all rows in one table: the columns that `shared_columns` says, optics groups by content. Rows of one star
+    have the same columns, and lose none."""
+    labels = shared_columns((table.labels, used_groups(table)) for table in tables).kept
+    groups = {group for table in tables for group in used_groups(table)}
     optics = {group: k for k, group in enumerate(sorted(groups, key=lambda group: group.values))}
     rows: list[tuple[str, ...]] = []
     numbers: list[int] = []
     for table in tables:
-        rows.extend(aligned_to(labels, table))
+        rows.extend(filled_rows(labels, table))
         numbers.extend(optics[table.optics[k]] for k in table.optics_index)
     return ParticleTable(labels, rows, tuple(optics), np.array(numbers, np.int64))
 
 
-def aligned_to(
-    labels: tuple[str, ...], table: ParticleTable, neutral: Mapping[str, str] = NEUTRAL_VALUES
-) -> list[tuple[str, ...]]:
-    """Return the table's rows in the order of `labels`; `row_filler` says what a missing column gets."""
-    if labels == table.labels:
-        return table.rows
-    fill = row_filler(labels, table.labels, neutral)
-    return [fill(row) for row in table.rows]
+def left_out_words(file: str, labels: Sequence[str]) -> str:
+    """Return what the user is told of columns that a file cannot have."""
+    return (
+        f"{file}: without {', '.join(labels)}: only some of its rows had that, and RELION knows no value for the "
+        "others; the session's batches/ keep it"
+    )
+
+
+def used_groups(table: ParticleTable) -> list[OpticsGroup]:
+    """Return the optics groups that rows of the table are of."""
+    return [table.optics[k] for k in sorted(set(table.optics_index.tolist()))]
 
 
 class BatchTables:

@@ -15,19 +15,18 @@ from typing import Any
 
 from cesped_stream.durable import Step, fsync_folder, rename_durably
 from cesped_stream.errors import PermanentError
+from cesped_stream.particles.missing_columns import filled_rows, shared_columns, shared_optics
 from cesped_stream.particles.own_columns import REVISION
 from cesped_stream.particles.pose_tally import PoseTally
 from cesped_stream.particles.star import (
-    OUTPUT_NEUTRAL_VALUES,
     optics_block,
     particles_header,
     read_star,
     row_line,
-    union_of_labels,
 )
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
-from .finished import aligned_to, prior_labels
+from .finished import left_out_words, prior_labels, used_groups
 from .ledger import UNPOSED_PLACE, Ledger, Run, ShardRecord
 from .session import SessionFolder
 
@@ -47,25 +46,27 @@ class StarLines:
     labels: tuple[str, ...] = ()
     optics: tuple[OpticsGroup, ...] = ()
     lines: tuple[bytes, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Columns of rows that were appended, which other rows lack and RELION has no value for."""
 
     def appended(self, tables: Sequence[ParticleTable], whole: Path) -> "StarLines":
-        """Return the file with the tables' rows after its own; `whole` is the present file, read only when a new
-        column makes every row longer."""
+        """Return the file with the tables' rows after its own; `whole` is the present file, read only when every row
+        changes: a new column appears, or one that new rows lack has to be left out."""
         tables = [table for table in tables if len(table)]
         if not tables:
             return self
-        labels = self.labels or tables[0].labels
-        for table in tables:
-            labels = union_of_labels(labels, table.labels)
+        layouts = [(self.labels, list(self.optics))] if self.lines else []
+        columns = shared_columns([*layouts, *((table.labels, used_groups(table)) for table in tables)])
+        labels, left_out = columns.kept, tuple(sorted({*self.left_out, *columns.left_out}))
         if self.lines and labels != self.labels:
-            return StarLines(labels).appended([read_star(whole), *tables], whole)
+            return replace(StarLines().appended([read_star(whole), *tables], whole), left_out=left_out)
         number = {group: k for k, group in enumerate(self.optics)}
         lines = list(self.lines)
         for table in tables:
             used = {k: number.setdefault(table.optics[k], len(number)) + 1 for k in table.optics_index.tolist()}
-            rows = zip(aligned_to(labels, table, OUTPUT_NEUTRAL_VALUES), table.optics_index.tolist(), strict=True)
+            rows = zip(filled_rows(labels, table), table.optics_index.tolist(), strict=True)
             lines.extend(row_line(cells, used[k]) for cells, k in rows)
-        return StarLines(labels, tuple(number), tuple(lines))
+        return StarLines(labels, tuple(number), tuple(lines), left_out)
 
     def content(self) -> bytes:
         # An empty line ends a star without rows.
@@ -99,6 +100,8 @@ class PoseFiles:
         self._ledger = ledger
         self._step = step
         self.problems: list[str] = []
+        self.left_out: dict[str, str] = {}
+        """What is said of columns that an open file cannot have, by file."""
         self.missing: set[int] = set()
         """Sealed shards whose file is gone: they cannot be redone."""
         self._recover()
@@ -127,6 +130,7 @@ class PoseFiles:
             (self._unposed, commit.unposed, UNPOSED_FILE, UNPOSED_PLACE),
         ):
             new = star.appended([table for table, _ in more], self._folder / name)
+            self._say_left_out(name, new)
             files.append(new)
             placed.extend(_placed(more, place, len(star.lines)))
             if new is not star:
@@ -171,8 +175,8 @@ class PoseFiles:
                 cells = list(rows[position])
                 new = json.loads(text) | {REVISION: str(int(revision[position]) + 1)}
                 new |= {prior: new[angle] for prior, angle in prior_labels(table.labels).items()}
-                for label, value in new.items():
-                    cells[place[label]] = value
+                for label in place.keys() & new.keys():
+                    cells[place[label]] = new[label]
                 rows[position] = tuple(cells)
         self._next_generation(
             shard_id, [replace(table, rows=rows)], "switch", {"switched": [[shard_id, checkpoint_id]]}
@@ -234,6 +238,13 @@ class PoseFiles:
     def tally(self) -> PoseTally:
         """Return the counts of all committed predicted rows, those of every file's record together."""
         return PoseTally.together(PoseTally(json.loads(shard.tally)) for shard in self._ledger.shards())
+
+    def _say_left_out(self, name: str, star: StarLines) -> None:
+        left_out = tuple(sorted({*star.left_out, *shared_optics(star.optics).left_out}))
+        said = left_out_words(name, left_out)
+        if left_out and self.left_out.get(name) != said:
+            self.left_out[name] = said
+            logger.warning("columns left out", extra={"file": name, "columns": list(left_out)})
 
     def _tally_with(self, place: int, more: Sequence[tuple[ParticleTable, list[Run]]]) -> str:
         before = next((shard.tally for shard in self._ledger.shards() if shard.shard_id == place), "{}")

@@ -140,6 +140,7 @@ class StatusReport:
     def _problems(self, work: Work, paused: str) -> list[str]:
         problems = [paused, self._watcher.problem, *work.problems.values(), *work.ingest.problems()[:20]]
         problems += [*work.gate.rebuild_orders.problems.values()][:20]
+        problems += work.poses.left_out.values()
         stars = work.ledger.execute("SELECT problem FROM stars WHERE problem != '' LIMIT 20").fetchall()
         problems += [str(row[0]) for row in stars]
         reasons = work.ledger.execute("SELECT batch_id, reason FROM quarantined LIMIT 20").fetchall()

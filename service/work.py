@@ -2,18 +2,20 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 
 from cesped_stream.durable import Step
 from cesped_stream.errors import CespedStreamError, InvalidCheckpointError, PermanentError
+from cesped_stream.particles.table import ParticleTable
 from cesped_stream.published import REFERENCE_KIND
 
 from .calibration_watch import CalibrationWatch
 from .committing import Committer, shard_groups
 from .consensus import REDO_AFTER_TRAINING, Consensus
 from .failed_rows import FailedRows, LeaseFailure
-from .finished import BatchTables, Finished, given_rows
+from .finished import BatchTables, Finished, output_tables
 from .ingest import Ingest
 from .leasing import (
     LeaseInHand,
@@ -129,17 +131,19 @@ class Work:
         is_given = self.ledger.batch(batch_id).kind == GIVEN
         returned = self.consensus.rows_of(batch_id)
         for first, many in self.ledger.open_rows(batch_id):
-            for has_consensus, rows in groupby(range(first, first + many), returned.__contains__):
-                stretch = list(rows)
-                span = Span(batch_id, stretch[0], len(stretch))
-                if has_consensus or is_given:
-                    self._queue.append((self._given(span, with_consensus=has_consensus), span))
+            rows = range(first, first + many)
+            for aligned_batch, stretch in groupby(rows, lambda row: returned.get(row, (0, 0))[0]):
+                chosen = list(stretch)
+                span = Span(batch_id, chosen[0], len(chosen))
+                if aligned_batch or is_given:
+                    self._queue.append((self._given(span, returned), span))
                 else:
                     self.pending.add(span)
 
-    def _given(self, span: Span, *, with_consensus: bool) -> Finished:
-        rows = range(span.first_row, span.first_row + span.num_rows)
-        given = self.consensus.given(span.batch_id, rows) if with_consensus else None
+    def _given(self, span: Span, returned: Mapping[int, tuple[int, int]]) -> Finished:
+        """Return rows with their given pose: all of one consensus batch, or none of them is `returned`."""
+        places = [returned[span.first_row + k] for k in range(span.num_rows) if span.first_row in returned]
+        given = self.consensus.aligned_rows(places) if places else None
         return Finished(span.batch_id, span.first_row, span.num_rows, given=given)
 
     def scan(self, now: float) -> None:
@@ -201,16 +205,18 @@ class Work:
             self.pending.drop_first_poses(set(batches))
             self._reopened.update(batches)
             return
-        places: dict[int, list[tuple[int, int]]] = {}
         restated = self.ledger.restated_positions(left[0])
+        given: dict[int, ParticleTable] = {}
         for run in self.ledger.runs_of(left[0]):
-            for k in range(run.num_rows):
-                if run.position + k in restated:
-                    places.setdefault(run.batch_id, []).append((run.position + k, run.first_row + k))
-        given = {}
-        for batch_id, rows in places.items():
-            table = given_rows(self.consensus.given(batch_id, [row for _, row in rows]))
-            given.update({position: table.select([k]) for k, (position, _) in enumerate(rows)})
+            returned = self.consensus.rows_of(run.batch_id)
+            rows = [run.first_row + k for k in range(run.num_rows) if run.position + k in restated]
+            for _, stretch in groupby(rows, lambda row, returned=returned: returned[row][0]):  # type: ignore[misc]
+                chosen = list(stretch)
+                aligned = self.consensus.aligned_rows([returned[row] for row in chosen])
+                landed = self.tables[run.batch_id].select(chosen)
+                posed, _ = output_tables(landed, Finished(run.batch_id, chosen[0], len(chosen), given=aligned))
+                start = run.position - run.first_row
+                given.update({start + row: posed.select([k]) for k, row in enumerate(chosen)})
         self.poses.restate(left[0], given)
         self.reinference.switch_ready({left[0]})
 
@@ -234,14 +240,14 @@ class Work:
         """Return the first rows of a span that have no consensus pose, None where its first one has; the rest goes
         where it belongs. Only rows that were requeued have one."""
         returned = self.consensus.rows_of(span.batch_id)
-        stretches = groupby(range(span.num_rows), lambda k: span.first_row + k in returned)
-        has_consensus, many = next((has, len(list(rows))) for has, rows in stretches)
+        stretches = groupby(range(span.num_rows), lambda k: returned.get(span.first_row + k, (0, 0))[0])
+        aligned_batch, many = next((batch_id, len(list(rows))) for batch_id, rows in stretches)
         if many < span.num_rows:
             self.pending.add(span.part(many, span.num_rows - many))
         first = span.part(0, many)
-        if not has_consensus:
+        if not aligned_batch:
             return first
-        self.queue(self._given(first, with_consensus=True), first)
+        self.queue(self._given(first, returned), first)
         return None
 
     def half_sets(self, span: Span) -> str:

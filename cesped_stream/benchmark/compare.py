@@ -11,6 +11,7 @@ from cesped_stream.benchmark.metrics import PoseMetrics, pose_metrics
 from cesped_stream.benchmark.plan import ROLE_LABEL, BatchRole
 from cesped_stream.imaging.junk import is_particle
 from cesped_stream.particles.own_columns import PREDICTED, STATUS
+from cesped_stream.particles.own_rows import consensus_confidences
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.so3.distance import angular_error_deg, in_plane_error_deg, view_error_deg
@@ -111,5 +112,5 @@ def _measured(counts: Counts, truth: ParticleTable, predicted: Float64, symmetry
         errors_deg=errors,
         view_errors_deg=view_error_deg(true, predicted, group) if known else np.zeros(0),
         in_plane_errors_deg=in_plane_error_deg(true, predicted, group) if known else np.zeros(0),
-        metrics=pose_metrics(true, predicted, truth.confidences(), half_sets, group) if known else None,
+        metrics=pose_metrics(true, predicted, consensus_confidences(truth), half_sets, group) if known else None,
     )

@@ -11,9 +11,10 @@ from cesped_stream.benchmark.entry_check import read_symmetry
 from cesped_stream.benchmark.entry_folder import EntryState, entry_state, is_entry_name, name_hint
 from cesped_stream.conventions import SUBSET_LABEL, half_set_to_random_subset
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError, UnreachableFileError
+from cesped_stream.particles.missing_columns import filled_rows, shared_columns
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name
-from cesped_stream.particles.star import NEUTRAL_VALUES, concatenated, read_star, union_of_labels
+from cesped_stream.particles.star import concatenated, read_star
 from cesped_stream.particles.table import ParticleTable
 
 
@@ -131,17 +132,14 @@ def _with_subset(table: ParticleTable, half: int) -> ParticleTable:
 
 
 def _with_equal_labels(tables: list[ParticleTable], stars: tuple[Path, ...]) -> list[ParticleTable]:
-    """Fill columns that one table lacks with RELION's neutral values; angles must be in all tables or in none."""
-    labels: tuple[str, ...] = ()
-    for table in tables:
-        labels = union_of_labels(labels, table.labels)
+    """Fill columns that one table lacks, or leave them out (`shared_columns`); angles must be in all tables or none."""
+    angles_of_any = {label for table in tables for label in table.labels if label.startswith("rlnAngle")}
+    labels = shared_columns((table.labels, table.optics) for table in tables).kept
     filled = []
     for table, star in zip(tables, stars, strict=True):
-        absent = [label for label in labels if label not in table]
-        if angles := [label for label in absent if label.startswith("rlnAngle")]:
+        if absent := [label for label in sorted(angles_of_any) if label not in table]:
             raise InvalidStarError(
-                f"{star}: no column {', '.join(angles)}, which the other half-set's star has; add it"
+                f"{star}: no column {', '.join(absent)}, which the other half-set's star has; add it"
             )
-        whole = table.with_columns({label: [NEUTRAL_VALUES.get(label, "0.000000")] * len(table) for label in absent})
-        filled.append(replace(whole, labels=labels, rows=list(zip(*map(whole.column, labels), strict=True))))
+        filled.append(replace(table, labels=labels, rows=filled_rows(labels, table)))
     return filled

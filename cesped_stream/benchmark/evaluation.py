@@ -32,6 +32,7 @@ from cesped_stream.calibration.metrics import area_under_curve
 from cesped_stream.conventions import SHIFT_LABELS
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.particles.own_columns import ABOVE_NOISE, numbers_of
+from cesped_stream.particles.own_rows import consensus_confidences
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reconstruction.engine import Engine, Reconstruction
 from cesped_stream.so3.distance import angular_error_deg
@@ -87,7 +88,7 @@ def evaluate_poses(
         rows=matched.rows[own],
         half_sets=matched.truth.half_sets()[own],
         errors_deg=errors[own],
-        truth_confidences=matched.truth.confidences()[own],
+        truth_confidences=consensus_confidences(matched.truth)[own],
         poses=_pose_metrics(matched.truth.select(own), rotations[own], group, prediction_type),
         shifts=_shift_errors(matched, own),
         confidence=_confidence(confidence, matched, errors),
@@ -216,7 +217,7 @@ def _pose_metrics(
         return None
     views_only = prediction_type is PredictionType.S2
     return pose_metrics(
-        truth.rotations(), rotations, truth.confidences(), truth.half_sets(), group, views_only=views_only
+        truth.rotations(), rotations, consensus_confidences(truth), truth.half_sets(), group, views_only=views_only
     )
 
 

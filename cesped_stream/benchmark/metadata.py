@@ -1,6 +1,7 @@
 """The rows of one star as typed columns, with predictions written over them."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 
 from cesped_stream.conventions import ANGLE_LABELS, SHIFT_LABELS, UNSET_ANGLES_DEG, euler_deg_to_rotation
 from cesped_stream.errors import InvalidStarError
+from cesped_stream.particles.missing_columns import NEUTRAL_VALUES
+from cesped_stream.particles.own_rows import PoseSource, pose_sources
 from cesped_stream.particles.stacks import STACK_LABEL, parse_image_name, resolve_stack
-from cesped_stream.particles.star import NEUTRAL_VALUES, read_star
+from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import OPTICS_GROUP_LABEL, Float64, Int64, ParticleTable
 
 CONFIDENCE_LABEL: Final = "rlnMaxValueProbDistribution"
@@ -118,8 +121,14 @@ class Metadata:
         return np.stack([self._number(label, rows, 0.0) for label in SHIFT_LABELS], axis=-1)
 
     def confidences(self, rows: Int64) -> Float64:
-        """Return rlnMaxValueProbDistribution `(n,)`, 1 where the star has none, 0 for rows without a pose."""
-        return np.where(self.has_poses(rows), self._number(CONFIDENCE_LABEL, rows, 1.0), 0.0)
+        """Return rlnMaxValueProbDistribution `(n,)`, 1 where no consensus wrote one, 0 for rows without a pose."""
+        given = np.where(self._predicted_before[rows], 1.0, self._number(CONFIDENCE_LABEL, rows, 1.0))
+        return np.where(self.has_poses(rows), given, 0.0)
+
+    @cached_property
+    def _predicted_before(self) -> NDArray[np.bool_]:
+        """`(n,)`: rows that came with a prediction of this program, whose probability is no consensus's."""
+        return np.asarray(pose_sources(self._table) == PoseSource.OWN, np.bool_)
 
     def update(self, rows: Int64, columns: Mapping[str, Float64]) -> None:
         """Write numbers `(len(rows),)` into columns; a column that the star lacks is made, neutral in other rows.

@@ -12,21 +12,22 @@ from typing import BinaryIO, Final
 from cesped_stream.conventions import POSE_LABELS
 from cesped_stream.durable import fsync_folder
 from cesped_stream.errors import InvalidSettingsError, UnreachableFileError
+from cesped_stream.particles.missing_columns import filled_rows, optics_cells, shared_columns, shared_optics
 from cesped_stream.particles.own_columns import OWN_LABELS
 from cesped_stream.particles.stacks import parse_image_name
 from cesped_stream.particles.star import (
-    NEUTRAL_VALUES,
-    OUTPUT_NEUTRAL_VALUES,
     iter_star,
     optics_block,
     particles_header,
-    row_filler,
     row_line,
 )
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
 OnProgress = Callable[[str, int], None]
 """Called with "read" or "written" and the number of rows so far."""
+
+OnLeftOut = Callable[[Path, tuple[str, ...]], None]
+"""Called with a file written and the columns that only some of its rows had, where RELION has no value for the rest."""
 
 ROWS_PER_RUN: Final = 200_000
 """Rows sorted in memory at a time (about 0.5 KB each); more are merged from temporary files beside the output."""
@@ -40,14 +41,16 @@ def export_star(
     output: Path,
     *,
     on_progress: OnProgress = lambda phase, rows: None,
+    on_left_out: OnLeftOut = lambda path, labels: None,
     rows_per_run: int = ROWS_PER_RUN,
 ) -> list[Path]:
     """Join the shards and the open star of a session's poses folder into `output`, sorted by particle.
 
-    Rows without a pose go to `<output's stem>_unposed.star` beside it. Columns are the union of all, in one order;
-    optics groups are numbered by their sorted content. Returns the files written (the second only where there is such
-    a row). A session may go on meanwhile: the export is what was committed when it began. UnreachableFileError where
-    nothing is committed yet, InvalidSettingsError for an output that is a folder or among the poses themselves.
+    Rows without a pose go to `<output's stem>_unposed.star` beside it. Columns are those of all (`shared_columns`), in
+    one order; optics groups are numbered by their sorted content. Returns the files written (the second only where
+    there is such a row). A session may go on meanwhile: the export is what was committed when it began.
+    UnreachableFileError where nothing is committed yet, InvalidSettingsError for an output that is a folder or among
+    the poses themselves.
     """
     if output.is_dir():
         raise InvalidSettingsError(f"output: {output} is a folder; give the star file's path")
@@ -61,7 +64,10 @@ def export_star(
         written = []
         for sources, path in ((posed, output), (unposed, output.with_name(f"{output.stem}_unposed{output.suffix}"))):
             if sources:
-                _export(sources, path, on_progress, rows_per_run)
+                layout = _Layout.of(sources)
+                _export(sources, layout, path, on_progress, rows_per_run)
+                if layout.left_out:
+                    on_left_out(path, layout.left_out)
                 written.append(path)
             else:
                 path.unlink(missing_ok=True)
@@ -112,21 +118,24 @@ class _Layout:
     labels: tuple[str, ...]
     optics_labels: tuple[str, ...]
     number: dict[tuple[str, ...], int]
+    left_out: tuple[str, ...]
 
     @classmethod
     def of(cls, sources: Iterable[Path]) -> "_Layout":
-        labels: set[str] = set()
-        groups: set[OpticsGroup] = set()
+        layouts: list[tuple[tuple[str, ...], tuple[OpticsGroup, ...]]] = []
         for path in sources:
             first = next(iter_star(path, rows_per_table=1))
-            labels.update(first.labels)
-            groups.update(first.optics)
-        input_labels = sorted(labels - {"rlnImageName", *_LAST_LABELS})
-        own = [label for label in _LAST_LABELS if label in labels]
-        optics_labels = tuple(sorted({label for group in groups for label, _ in group.values}))
-        contents = sorted({_content(group, optics_labels) for group in groups})
+            layouts.append((first.labels, first.optics))
+        columns = shared_columns(layouts)
+        groups = sorted({group for _, of_star in layouts for group in of_star}, key=lambda group: group.values)
+        optics = shared_optics(groups)
+        input_labels = sorted(set(columns.kept) - {"rlnImageName", *_LAST_LABELS})
+        own = [label for label in _LAST_LABELS if label in columns.kept]
+        optics_labels = tuple(sorted(optics.kept))
+        contents = sorted({optics_cells(group, optics_labels) for group in groups})
         number = {content: k for k, content in enumerate(contents, 1)}
-        return cls(("rlnImageName", *input_labels, *own), optics_labels, number)
+        left_out = tuple(sorted({*columns.left_out, *optics.left_out}))
+        return cls(("rlnImageName", *input_labels, *own), optics_labels, number, left_out)
 
     def head(self) -> bytes:
         groups = [OpticsGroup(tuple(zip(self.optics_labels, content, strict=True))) for content in self.number]
@@ -134,22 +143,14 @@ class _Layout:
 
     def lines(self, table: ParticleTable) -> Iterator[bytes]:
         """Yield each row as it will stand in the export, after a key that sorts by stack and index."""
-        fill = row_filler(self.labels, table.labels, OUTPUT_NEUTRAL_VALUES)
-        numbers = [self.number[_content(group, self.optics_labels)] for group in table.optics]
-        for row, optics in zip(table.rows, table.optics_index.tolist(), strict=True):
-            cells = fill(row)
+        numbers = [self.number[optics_cells(group, self.optics_labels)] for group in table.optics]
+        for cells, optics in zip(filled_rows(self.labels, table), table.optics_index.tolist(), strict=True):
             index, stack = parse_image_name(cells[0])
             key = stack.encode() + _SEPARATOR + b"%010d" % index + _SEPARATOR
             yield key + row_line(cells, numbers[optics])
 
 
-def _content(group: OpticsGroup, labels: tuple[str, ...]) -> tuple[str, ...]:
-    texts = dict(group.values)
-    return tuple(texts.get(label, NEUTRAL_VALUES.get(label, "0.000000")) for label in labels)
-
-
-def _export(sources: list[Path], output: Path, on_progress: OnProgress, rows_per_run: int) -> None:
-    layout = _Layout.of(sources)
+def _export(sources: list[Path], layout: "_Layout", output: Path, on_progress: OnProgress, rows_per_run: int) -> None:
     temporary = output.with_name(f".{output.name}.tmp")
     with ExitStack() as held:
         lines = _sorted_lines(sources, layout, output.parent, held, on_progress, rows_per_run)

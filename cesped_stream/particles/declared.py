@@ -26,11 +26,6 @@ REFINED_CTF_LABELS: Final = (
     *("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor"),
 )
 """What a CTF refinement changes of a particle."""
-REFINED_OPTICS_LABELS: Final = (
-    *("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike"),
-    *("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11"),
-)
-"""What it changes of an optics group."""
 
 MAX_DEFOCUS_CHANGE_ANGSTROM: Final = 1000.0
 """CTF refinement moves most particles by some hundred; another particle's defocus lies thousands away."""

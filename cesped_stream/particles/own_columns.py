@@ -1,7 +1,7 @@
 """The columns of our own in pose stars, and how their cells are written and read. No value is ever an empty cell."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -43,9 +43,28 @@ GIVEN: Final = "given"
 CALIBRATED: Final = "calibrated"
 MASS: Final = "mass"
 NOTHING: Final = "none"
+NO_ABOVE_NOISE: Final = "-999.0000"
+NO_APART: Final = "999.0000"
+"""Cells of number columns without a number, RELION's own "unset": numbers, so that programs that filter by numbers read
+the column, and on the side that a filter drops (a least height above noise, a greatest angle apart)."""
 NO_POSE: Final = "[]"
 REFINEMENT: Final = "refinement"
 """Last of the words of `PROPOSER` where the pose was refined against a reference."""
+
+NEUTRAL_CELLS: Final[Mapping[str, str]] = {
+    CONFIDENCE: "0.000000",
+    CONFIDENCE_KIND: NOTHING,
+    CHECKPOINT: NOTHING,
+    PROPOSER: NOTHING,
+    REVISION: "0",
+    TOP_POSES: NO_POSE,
+    ABOVE_NOISE: NO_ABOVE_NOISE,
+    NETWORK_POSE: NO_POSE,
+    GALLERY_POSE: NO_POSE,
+    APART: NO_APART,
+    CLIPPED: "no",
+}
+"""Cells of rows that say nothing: flagged ones, and those of a session that was begun before a column was."""
 
 Float64 = NDArray[np.float64]
 
@@ -55,14 +74,16 @@ def is_refined(proposer: str) -> bool:
     return proposer.rsplit("+", maxsplit=1)[-1] == REFINEMENT
 
 
-def number_cell(value: float, decimals: int = 4) -> str:
-    """Return a number's cell; `NOTHING` where it is not finite."""
-    return f"{value:.{decimals}f}" if np.isfinite(value) else NOTHING
+def number_cell(value: float, unset: str) -> str:
+    """Return a number's cell with 4 decimals; `unset` where it is not finite."""
+    return f"{value:.4f}" if np.isfinite(value) else unset
 
 
 def numbers_of(cells: Sequence[str]) -> Float64:
-    """Return the numbers `(n,)` of cells by `number_cell`; NaN for `NOTHING`."""
-    return np.array([np.nan if cell == NOTHING else float(cell) for cell in cells], np.float64)
+    """Return the numbers `(n,)` of cells by `number_cell`, however another program wrote them; NaN for an unset one,
+    and for `NOTHING`, which former versions wrote."""
+    numbers = np.array([np.nan if cell == NOTHING else float(cell) for cell in cells], np.float64)
+    return np.where(np.isin(numbers, (float(NO_ABOVE_NOISE), float(NO_APART))), np.nan, numbers)
 
 
 def list_cell(values: Float64) -> str:

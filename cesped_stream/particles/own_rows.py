@@ -39,3 +39,12 @@ def pose_sources(table: ParticleTable) -> NDArray[np.int8]:
         refined = own & (table.numbers(SIGNIFICANT_SAMPLES, 0.0) >= 1)
         sources[refined] = PoseSource.REFINED_FROM_OWN
     return sources
+
+
+def consensus_confidences(table: ParticleTable) -> NDArray[np.float64]:
+    """Return `(n,)` rlnMaxValueProbDistribution where a consensus wrote it, 1 where there is none (eq. 10).
+
+    In rows that this program predicted the column holds its own confidence, which weighs no label.
+    """
+    confidences = table.numbers("rlnMaxValueProbDistribution", 1.0)
+    return np.where(pose_sources(table) == PoseSource.OWN, 1.0, confidences)

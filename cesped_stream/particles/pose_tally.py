@@ -5,17 +5,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+
 from cesped_stream.particles.flags import Clipped
 from cesped_stream.particles.own_columns import (
     ABOVE_NOISE,
     CLIPPED,
     CONFIDENCE,
     CONFIDENCE_KIND,
-    NOTHING,
     PREDICTED,
     PROPOSER,
     STATUS,
     is_refined,
+    numbers_of,
 )
 from cesped_stream.particles.table import ParticleTable
 
@@ -38,11 +40,12 @@ class PoseTally:
     def of(cls, table: ParticleTable) -> "PoseTally":
         """Count the rows with a predicted pose; given ones say nothing of ours. Nothing where the table's rows are not
         a session's."""
-        columns = (STATUS, PROPOSER, CONFIDENCE_KIND, CONFIDENCE, CLIPPED, ABOVE_NOISE)
+        columns = (STATUS, PROPOSER, CONFIDENCE_KIND, CONFIDENCE, CLIPPED)
         found: Counter[str] = Counter()
-        if any(label not in table for label in columns):
+        if any(label not in table for label in (*columns, ABOVE_NOISE)):
             return cls()
-        for status, proposer, kind, confidence, clipped, above in zip(*map(table.column, columns), strict=True):
+        cells = zip(*map(table.column, columns), numbers_of(table.column(ABOVE_NOISE)).tolist(), strict=True)
+        for status, proposer, kind, confidence, clipped, above in cells:
             if status != PREDICTED:
                 continue
             found[f"{_MADE_BY} {proposer}"] += 1
@@ -50,9 +53,9 @@ class PoseTally:
             if is_refined(proposer):
                 found[_REFINED] += 1
                 found[_clipped_key(clipped)] += clipped != Clipped.NO.text
-            if above != NOTHING:
+            if np.isfinite(above):
                 found[_MEASURED] += 1
-                found[_LIKE_NOISE] += float(above) < NOISE_REACHES
+                found[_LIKE_NOISE] += int(above < NOISE_REACHES)
         return cls(dict(+found))
 
     @classmethod

@@ -6,7 +6,7 @@ The reader is strict where starfile is not: a star that is cut anywhere is not a
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,45 +17,13 @@ from numpy.typing import NDArray
 
 from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidStarError, NotSettledError, TransientError, UnreachableFileError
+from cesped_stream.particles.missing_columns import optics_cells, shared_optics
 from cesped_stream.particles.star_header import HeaderReader, StarHeader, is_block_line
 from cesped_stream.particles.star_lines import CompleteLines, quoted, split_cells
 from cesped_stream.particles.star_normalise import Rows, normalised
 from cesped_stream.particles.table import OPTICS_GROUP_LABEL, OpticsGroup, ParticleTable
 
 ROWS_PER_TABLE: Final = 2000
-
-NEUTRAL_VALUES: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("rlnMicrographName", "rlnGroupName", "rlnImageName", "rlnImageOriginalName"), "None"),
-    **dict.fromkeys(("rlnOpticsGroupName", "rlnMtfFileName", "rlnCtfImage", "rlnBodyStarFile"), "None"),
-    **dict.fromkeys(("rlnCtfScalefactor", "rlnNormCorrection", "rlnMaxValueProbDistribution"), "1.000000"),
-    **dict.fromkeys(("rlnMagMat00", "rlnMagMat11"), "1.000000"),
-    **dict.fromkeys(("rlnClassNumber", "rlnGroupNumber"), "1"),
-    **dict.fromkeys(("rlnNrOfSignificantSamples", "rlnCtfDataAreCtfPremultiplied"), "0"),
-    **dict.fromkeys(("rlnCtfDataArePhaseFlipped", "rlnBeamTiltClass"), "0"),
-    **dict.fromkeys(("rlnOddZernike", "rlnEvenZernike"), "[]"),
-    "rlnImageDimensionality": "2",
-}
-"""Text for a column that a row lacks; "0.000000" for any label not named here. rlnRandomSubset has no neutral value:
-it stands on every row or on none."""
-
-OUTPUT_NEUTRAL_VALUES: Final[Mapping[str, str]] = {**NEUTRAL_VALUES, "rlnMaxValueProbDistribution": "0.000000"}
-"""The same for rows with poses of different makers side by side: a row without RELION's figure is not its best one."""
-
-
-def row_filler(
-    labels: Sequence[str], own_labels: Sequence[str], neutral: Mapping[str, str] = NEUTRAL_VALUES
-) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
-    """Return a function that brings rows of `own_labels` to `labels`, filling columns that they lack.
-
-    A prior (rlnAngleRotPrior, rlnOriginXPriorAngst, ...) is filled with the row's own angle or origin: RELION 3.1 and
-    4.0 centre a local search on it, and 0 would be a wrong one. Anything else gets its neutral value.
-    """
-    place = {label: k for k, label in enumerate(own_labels)}
-    picks = [
-        (place.get(label, place.get(label.replace("Prior", ""), -1)), neutral.get(label, "0.000000"))
-        for label in labels
-    ]
-    return lambda row: tuple(row[k] if k >= 0 else text for k, text in picks)
 
 
 class PrefixChanged(TransientError):
@@ -273,11 +241,6 @@ def _check_prefix(stream: BinaryIO, prefix: StarPrefix, digest: "hashlib._Hash",
         raise PrefixChanged(f"{path}: its first {prefix.num_rows} rows changed since they were read; read it again")
 
 
-def union_of_labels(a: Sequence[str], b: Sequence[str]) -> tuple[str, ...]:
-    """Return the labels of `a`, then those that only `b` has."""
-    return tuple(dict.fromkeys((*a, *b)))
-
-
 def renumber(
     groups: Iterable[Sequence[OpticsGroup]],
 ) -> tuple[tuple[OpticsGroup, ...], list[NDArray[np.int64]]]:
@@ -296,15 +259,14 @@ def concatenated(tables: Sequence[ParticleTable]) -> ParticleTable:
 
 
 def optics_block(optics: Sequence[OpticsGroup]) -> bytes:
-    """Return `data_optics`; the groups are numbered from 1 in the order given, their columns are the union."""
-    labels: tuple[str, ...] = ()
-    for group in optics:
-        labels = union_of_labels(labels, [label for label, _ in group.values])
+    """Return `data_optics`; the groups are numbered from 1 in the order given. Their columns are `shared_optics`: a
+    group that lacks one of them gets RELION's neutral value, and what has none is left out for all."""
+    if any(group.text("rlnOpticsGroupName") is not None for group in optics):
+        named = [{"rlnOpticsGroupName": f"opticsGroup{k}"} | dict(group.values) for k, group in enumerate(optics, 1)]
+        optics = [OpticsGroup(tuple(texts.items())) for texts in named]
+    labels = shared_optics(optics).kept
     lines = [_header("optics", (OPTICS_GROUP_LABEL, *labels))]
-    for number, group in enumerate(optics, 1):
-        texts = {"rlnOpticsGroupName": f"opticsGroup{number}", **dict(group.values)}
-        cells = [texts.get(label, NEUTRAL_VALUES.get(label, "0.000000")) for label in labels]
-        lines.append(_line((str(number), *cells)))
+    lines += [_line((str(number), *optics_cells(group, labels))) for number, group in enumerate(optics, 1)]
     return b"".join([*lines, b"\n"])
 
 

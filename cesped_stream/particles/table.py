@@ -176,10 +176,6 @@ class ParticleTable:
         """Return the shifts `(n, 2)` (x, y) that centre each image; 0 where the star has none."""
         return np.stack([self.numbers(f"rlnOrigin{axis}Angst", 0.0) for axis in "XY"], axis=-1)
 
-    def confidences(self) -> Float64:
-        """Return the given confidence `(n,)`, rlnMaxValueProbDistribution, or 1 where absent (eq. 10)."""
-        return self.numbers("rlnMaxValueProbDistribution", 1.0)
-
     def half_sets(self) -> NDArray[np.int8]:
         """Return each particle's half-set `(n,)`, 0 or 1: rlnRandomSubset where given, else a stable hash of its
         micrograph name, or of its stack's name where there is none."""

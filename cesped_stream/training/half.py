@@ -16,6 +16,7 @@ from safetensors.torch import save as safetensors_bytes
 from cesped_stream.durable import write_whole
 from cesped_stream.imaging.augment import Augmenter
 from cesped_stream.model.image2sphere import Image2Sphere
+from cesped_stream.particles.own_rows import consensus_confidences
 from cesped_stream.particles.table import Int64, ParticleTable
 from cesped_stream.settings import TrainingSettings
 from cesped_stream.so3.distance import angular_error_deg
@@ -70,7 +71,7 @@ class HalfTraining:
         self._resume_file = resume_file
         self._fingerprint = fingerprint
         self._rotations = torch.from_numpy(table.rotations())
-        self._confidence = torch.from_numpy(table.confidences()).float()
+        self._confidence = torch.from_numpy(consensus_confidences(table)).float()
         self._group = group_rotations(settings.symmetry)
         self._augment = Augmenter(settings.augment)
         self._optimizer = _optimizer(self.model, settings)

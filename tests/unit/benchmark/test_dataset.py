@@ -19,6 +19,7 @@ from cesped_stream.benchmark.entries import open_entry
 from cesped_stream.conventions import rotation_to_euler_deg
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError, UnreachableFileError
 from cesped_stream.imaging.projector import MapProjector
+from cesped_stream.particles.own_rows import consensus_confidences
 from cesped_stream.particles.stacks import write_stack
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import ParticleTable
@@ -59,7 +60,7 @@ def test_an_item_is_its_row(root: Path, dataset: ParticlesDataset) -> None:
         np.testing.assert_allclose(rotation, table.rotations()[row], atol=1e-6)
         np.testing.assert_allclose(shift, table.shifts_angstrom()[row], atol=1e-5)
         assert confidence.shape == (1,)
-        assert confidence.item() == pytest.approx(table.confidences()[row])
+        assert confidence.item() == pytest.approx(consensus_confidences(table)[row])
         assert metadata["rlnDefocusU"] == table.numbers("rlnDefocusU")[row]
         assert isinstance(metadata["rlnRandomSubset"], int)
         assert metadata["rlnOpticsGroup"] == 1

@@ -175,6 +175,16 @@ def test_merging_unites_columns_and_gives_equal_optics_one_group(root: Path) -> 
     assert open_entry(folder).stars == (folder / "particles_0.star", folder / "particles_1.star")
 
 
+def test_merging_says_which_columns_only_one_half_has_and_relion_knows_no_value_for(root: Path) -> None:
+    star = root / "mine" / "particles_1.star"
+    table = read_star(star)
+    write_star(star, table.with_columns({"rlnCoordinateX": ["7.0"] * len(table)}))
+    said: list[tuple[str, tuple[str, ...]]] = []
+    path = merge_entry(open_entry(root / "mine"), on_left_out=lambda path, labels: said.append((path.name, labels)))
+    assert said == [("particles_merged.star", ("rlnCoordinateX",))]
+    assert "rlnCoordinateX" not in read_star(path)
+
+
 def test_merging_does_not_invent_angles(root: Path) -> None:
     star = root / "mine" / "particles_1.star"
     write_star(star, read_star(star).without(["rlnAnglePsi"]))

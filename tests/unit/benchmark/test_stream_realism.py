@@ -23,6 +23,7 @@ from cesped_stream.benchmark.stream_realism import (
 from cesped_stream.errors import InvalidSettingsError
 from cesped_stream.imaging.entry import write_entry
 from cesped_stream.imaging.junk import KIND_LABEL
+from cesped_stream.particles.own_rows import consensus_confidences
 from cesped_stream.particles.stacks import StackReader, read_header, read_images, write_stack
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
@@ -144,8 +145,8 @@ def test_junk_lands_among_the_particles_in_its_share_with_poses_and_little_confi
     assert (~junk).sum() == COUNT
     assert junk.mean() == pytest.approx(0.3, abs=0.002)
     assert len(set(kinds[junk])) == 5
-    assert truth.confidences()[junk].mean() < 0.3
-    assert (truth.confidences()[~junk] == 0.8).all()
+    assert consensus_confidences(truth)[junk].mean() < 0.3
+    assert (consensus_confidences(truth)[~junk] == 0.8).all()
     images, before = images_of(truth, landing), originals(entry, truth)
     np.testing.assert_array_equal(images[~junk], before[~junk])
     likeness = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(images[junk], before[junk], strict=True)]

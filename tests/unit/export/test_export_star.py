@@ -23,7 +23,7 @@ def write_shard(folder: Path, name: str, rows: list[str], optics: str, labels: t
 
 def test_rows_are_sorted_by_stack_and_index_with_one_set_of_columns_and_optics(tmp_path: Path) -> None:
     poses = tmp_path / "poses"
-    write_shard(poses, "poses_000001.star", ["000010@b.mrcs", "000002@b.mrcs"], "B", ("rlnCoordinateX",))
+    write_shard(poses, "poses_000001.star", ["000010@b.mrcs", "000002@b.mrcs"], "B", ("rlnNormCorrection",))
     write_shard(poses, "poses.star", ["000001@c.mrcs", "000003@a.mrcs"], "A")
     write_shard(poses, "unposed.star", ["000009@a.mrcs"], "A")
     phases: list[tuple[str, int]] = []
@@ -31,7 +31,7 @@ def test_rows_are_sorted_by_stack_and_index_with_one_set_of_columns_and_optics(t
     assert [path.name for path in paths] == ["all.star", "all_unposed.star"]
     table = read_star(paths[0])
     assert table.column("rlnImageName") == ["000003@a.mrcs", "000002@b.mrcs", "000010@b.mrcs", "000001@c.mrcs"]
-    assert table.column("rlnCoordinateX") == ["0.000000", "2.5", "2.5", "0.000000"]
+    assert table.column("rlnNormCorrection") == ["1.000000", "2.5", "2.5", "1.000000"]
     assert [table.optics[k].name for k in table.optics_index] == ["groupA", "groupB", "groupB", "groupA"]
     assert read_star(paths[1]).column("rlnImageName") == ["000009@a.mrcs"]
     assert ("read", 4) in phases and ("written", 4) in phases
@@ -101,3 +101,25 @@ def test_an_older_unposed_file_does_not_stay_beside_a_newer_export(tmp_path: Pat
     (tmp_path / "all_unposed.star").write_text("old")
     assert len(export_star(tmp_path / "poses", tmp_path / "all.star")) == 1
     assert not (tmp_path / "all_unposed.star").exists()
+
+
+def test_a_column_that_only_some_rows_have_and_nothing_can_fill_is_left_out_and_said(tmp_path: Path) -> None:
+    """Zeros for coordinates make `relion_star_handler --remove_duplicates` throw those rows away."""
+    poses = tmp_path / "poses"
+    write_shard(poses, "poses_000001.star", ["000001@a.mrcs"], "A", ("rlnCoordinateX", "rlnMtfFileName"))
+    write_shard(poses, "poses.star", ["000002@a.mrcs"], "A")
+    said: list[tuple[str, tuple[str, ...]]] = []
+    (path,) = export_star(
+        poses, tmp_path / "all.star", on_left_out=lambda path, labels: said.append((path.name, labels))
+    )
+    assert said == [("all.star", ("rlnCoordinateX", "rlnMtfFileName"))]
+    assert read_star(path).labels == ("rlnImageName", "rlnAngleRot")
+
+
+def test_what_all_rows_have_is_kept_whatever_it_is(tmp_path: Path) -> None:
+    labels = ("rlnCoordinateX", "rlnMtfFileName", "fooBar")
+    for name, image in (("poses_000001.star", "000001@a.mrcs"), ("poses.star", "000002@a.mrcs")):
+        write_shard(tmp_path / "poses", name, [image], "A", labels)
+    said: list[object] = []
+    (path,) = export_star(tmp_path / "poses", tmp_path / "all.star", on_left_out=lambda *what: said.append(what))
+    assert not said and set(labels) < set(read_star(path).labels)

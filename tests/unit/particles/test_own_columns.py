@@ -1,13 +1,37 @@
 import numpy as np
 
 from cesped_stream.particles.flags import Clipped
-from cesped_stream.particles.own_columns import is_refined, list_cell, number_cell, numbers_of, poses_of
+from cesped_stream.particles.own_columns import (
+    ABOVE_NOISE,
+    APART,
+    CONFIDENCE,
+    NEUTRAL_CELLS,
+    NO_ABOVE_NOISE,
+    NO_APART,
+    REVISION,
+    is_refined,
+    list_cell,
+    number_cell,
+    numbers_of,
+    poses_of,
+)
 
 
-def test_what_is_not_known_is_a_word_and_comes_back_as_nan() -> None:
-    cells = [number_cell(1.25), number_cell(float("nan")), number_cell(-3.0, 2)]
-    assert cells == ["1.2500", "none", "-3.00"]
-    np.testing.assert_array_equal(numbers_of(cells), [1.25, np.nan, -3.0])
+def test_what_is_not_known_is_a_number_that_a_filter_drops_and_comes_back_as_nan() -> None:
+    above = [number_cell(number, NO_ABOVE_NOISE) for number in (1.25, np.nan, -3.0)]
+    apart = [number_cell(number, NO_APART) for number in (12.0, np.inf)]
+    assert above == ["1.2500", "-999.0000", "-3.0000"] and apart == ["12.0000", "999.0000"]
+    np.testing.assert_array_equal(numbers_of(above), [1.25, np.nan, -3.0])
+    np.testing.assert_array_equal(numbers_of(apart), [12.0, np.nan])
+
+
+def test_a_number_that_another_program_wrote_again_and_the_word_of_former_versions_are_read() -> None:
+    np.testing.assert_array_equal(numbers_of(["-999", "999.000000", "none", "2"]), [np.nan, np.nan, np.nan, 2.0])
+
+
+def test_the_number_columns_hold_numbers_in_rows_that_say_nothing() -> None:
+    for label in (CONFIDENCE, REVISION, ABOVE_NOISE, APART):
+        assert np.isfinite(float(NEUTRAL_CELLS[label]))
 
 
 def test_a_pose_comes_back_as_it_was_written_and_none_as_nan() -> None:

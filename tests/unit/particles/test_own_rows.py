@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cesped_stream.particles.own_rows import PoseSource, pose_sources
+from cesped_stream.particles.own_rows import PoseSource, consensus_confidences, pose_sources
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
 GROUP = OpticsGroup((("rlnOpticsGroupName", "g"), ("rlnImagePixelSize", "1.5")))
@@ -34,3 +34,11 @@ def test_predictions_that_relion_refined_are_told_from_predictions() -> None:
         PoseSource.REFINED_FROM_OWN,
         PoseSource.FOREIGN,
     ]
+
+
+def test_our_confidence_is_never_taken_for_a_consensus_figure() -> None:
+    """A loss and wMAnE weigh labels by it: a prediction of ours counts as a label without the figure."""
+    labels = ("cestreamStatus", "rlnMaxValueProbDistribution", "rlnNrOfSignificantSamples")
+    rows = [("predicted", "0.3", "0"), ("predicted", "0.3", "7"), ("given", "0.3", "7"), ("given", "0.3", "0")]
+    table = ParticleTable(labels, rows, (GROUP,), np.zeros(4, np.int64))
+    assert consensus_confidences(table).tolist() == [1.0, 0.3, 0.3, 0.3]

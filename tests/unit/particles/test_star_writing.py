@@ -8,7 +8,6 @@ import starfile
 from samples.stars import quoted_names, relion31, written
 
 from cesped_stream.particles.star import (
-    NEUTRAL_VALUES,
     concatenated,
     optics_block,
     particles_header,
@@ -16,7 +15,6 @@ from cesped_stream.particles.star import (
     renumber,
     row_line,
     star_bytes,
-    union_of_labels,
     write_star,
 )
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
@@ -76,10 +74,6 @@ def test_text_that_no_star_can_hold_is_refused(cell: str) -> None:
         row_line(("1@a.mrcs", cell), 1)
 
 
-def test_union_keeps_the_order_of_the_first() -> None:
-    assert union_of_labels(("c", "a"), ("b", "a", "d")) == ("c", "a", "b", "d")
-
-
 def test_groups_are_renumbered_by_content() -> None:
     a, b, c = (OpticsGroup((("rlnImagePixelSize", text),)) for text in ("1.0", "2.0", "3.0"))
     optics, places = renumber([(a, b), (c, b), (b,)])
@@ -93,6 +87,7 @@ def test_concatenated_tables_keep_each_rows_optics(tmp_path: Path) -> None:
     assert [joined.optics[k].name for k in joined.optics_index] == ["opticsGroup2"] * 2 + ["opticsGroup1"] * 2
 
 
-def test_random_subset_has_no_neutral_value() -> None:
-    assert "rlnRandomSubset" not in NEUTRAL_VALUES
-    assert float(NEUTRAL_VALUES["rlnCtfScalefactor"]) == 1.0
+def test_groups_without_a_name_get_one_where_others_have_one() -> None:
+    groups = [OpticsGroup((("rlnOpticsGroupName", "a"), ("rlnVoltage", "300"))), OpticsGroup((("rlnVoltage", "200"),))]
+    lines = optics_block(groups).decode().splitlines()
+    assert [line for line in lines if line[:1].isdigit()] == ["1 a 300", "2 opticsGroup2 200"]

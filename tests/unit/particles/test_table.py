@@ -7,6 +7,7 @@ import pytest
 from samples.stars import relion30, relion31, written
 
 from cesped_stream.errors import InvalidStarError
+from cesped_stream.particles.own_rows import consensus_confidences
 from cesped_stream.particles.star import read_star
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 
@@ -76,5 +77,5 @@ def test_columns_are_replaced_in_place_appended_and_left_out(tmp_path: Path) -> 
 
 
 def test_confidence_is_one_where_the_star_has_none() -> None:
-    assert _table(("rlnImageName",), [("1@a.mrcs",)]).confidences().tolist() == [1.0]
-    assert _table(("rlnMaxValueProbDistribution",), [("0.25",)]).confidences().tolist() == [0.25]
+    assert consensus_confidences(_table(("rlnImageName",), [("1@a.mrcs",)])).tolist() == [1.0]
+    assert consensus_confidences(_table(("rlnMaxValueProbDistribution",), [("0.25",)])).tolist() == [0.25]

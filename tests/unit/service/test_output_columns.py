@@ -40,7 +40,7 @@ def test_a_predicted_row_does_not_keep_a_former_poses_prior_or_probability(tmp_p
     table = exported(bench, 4)
     for prior, angle in PRIORS.items():
         assert table.column(prior) == table.column(angle)
-    assert table.numbers("rlnMaxValueProbDistribution").tolist() == [0.0] * 4
+    assert 0.5 not in table.numbers("rlnMaxValueProbDistribution")
 
 
 def test_a_given_pose_without_a_probability_has_no_confidence_of_one(tmp_path: Path) -> None:
