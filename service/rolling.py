@@ -183,8 +183,8 @@ class PoseFiles:
         )
 
     def restate(self, shard_id: int, given: dict[int, ParticleTable]) -> None:
-        """Put the next generation of a sealed shard in the place of the present one, in which the rows at the positions
-        of `given` are these: one row each, with the pose that was given for its particle."""
+        """Put the next generation of a sealed shard in the place of the present one, in which rows are these, with the
+        pose that was given for their particles: `given` has consecutive rows by the position of the first."""
         table = self._sealed(shard_id)
         parts: list[ParticleTable] = []
         start = 0
@@ -192,7 +192,7 @@ class PoseFiles:
             if position > start:
                 parts.append(table.select(range(start, position)))
             parts.append(given[position])
-            start = position + 1
+            start = position + len(given[position])
         parts.append(table.select(range(start, len(table))))
         self._next_generation(shard_id, parts, "restate", {"restated": [shard_id]})
 

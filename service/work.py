@@ -210,13 +210,14 @@ class Work:
         for run in self.ledger.runs_of(left[0]):
             returned = self.consensus.rows_of(run.batch_id)
             rows = [run.first_row + k for k in range(run.num_rows) if run.position + k in restated]
-            for _, stretch in groupby(rows, lambda row, returned=returned: returned[row][0]):  # type: ignore[misc]
-                chosen = list(stretch)
-                aligned = self.consensus.aligned_rows([returned[row] for row in chosen])
-                landed = self.tables[run.batch_id].select(chosen)
-                posed, _ = output_tables(landed, Finished(run.batch_id, chosen[0], len(chosen), given=aligned))
-                start = run.position - run.first_row
-                given.update({start + row: posed.select([k]) for k, row in enumerate(chosen)})
+            # Consecutive rows of one consensus batch: the row less its number is the same.
+            keys = [(returned[row][0], row - number) for number, row in enumerate(rows)]
+            for _, pairs in groupby(zip(keys, rows, strict=True), lambda pair: pair[0]):
+                stretch = [row for _, row in pairs]
+                aligned = self.consensus.aligned_rows([returned[row] for row in stretch])
+                landed = self.tables[run.batch_id].select(stretch)
+                finished = Finished(run.batch_id, stretch[0], len(stretch), given=aligned)
+                given[run.position + stretch[0] - run.first_row] = output_tables(landed, finished)[0]
         self.poses.restate(left[0], given)
         self.reinference.switch_ready({left[0]})
 
