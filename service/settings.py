@@ -53,6 +53,12 @@ class LandingSettings(Settings):
         "are present and whose tilt is not constant. Stars of RELION's iterations (*_it000_data.star, halves too) "
         "are read only where this names them.",
     )
+    inputs: str = Field(
+        "",
+        description="Path or glob, relative to the landing folder, of the stars whose particles are taken, such as "
+        "'Extract/job012/*'; those that `aligned` names are taken too. Default: every star of particles but RELION's "
+        "iterations and Trash; `cesped-stream doctor LANDING` lists them.",
+    )
     scan_seconds: float = Field(2.0, gt=0, le=600, description="Time between scans of the landing folder.")
     settle_seconds: float = Field(
         4.0,

@@ -37,6 +37,8 @@ def status_view(status: SessionStatus, *, running: bool) -> RenderableType:
         parts.append(_roles(status.roles))
     else:
         parts.append(Text("no worker or trainer is connected", "dim"))
+    if status.refused_rows:
+        title.append(f", {status.refused_rows:,} rows refused")
     parts += [Text(f"! {problem}", "red") for problem in status.problems]
     parts += [Text(note, "dim") for note in status.notes]
     return Group(*parts)
@@ -49,6 +51,8 @@ def status_line(status: SessionStatus) -> str:
         line += f", {status.unposed} unposed, {status.quarantined} quarantined"
     if status.waiting_for_stack or status.quarantined_stars:
         line += f", {status.waiting_for_stack} rows wait for a stack, {status.quarantined_stars} stars set aside"
+    if status.refused_rows:
+        line += f", {status.refused_rows} rows refused ({status.first_refusal})"
     if status.training is not None and status.state is SessionState.TRAINING:
         line += f"; {_training_words(status.training)}"
     return line
@@ -67,6 +71,7 @@ def _particles(status: SessionStatus) -> Table:
         "unposed": status.unposed,
         "quarantined": status.quarantined,
         "no stack yet": status.waiting_for_stack,
+        "refused": status.refused_rows,
         "duplicates": status.duplicates,
         "conflicts": status.conflicts,
     }
