@@ -72,7 +72,7 @@ class Coordinator:
         refuse_network_file_system(self.folder.ledger_folder)
         self._lock = SessionLock(self.folder)
         self._watcher = Watcher(settings.landing, without=self.folder.root)
-        self._events = FileEvents(settings.landing.folder) if watch_events else None
+        self._events = FileEvents(settings.landing.folder, self._watcher.note_renamed) if watch_events else None
         self._members = Members(settings.service)
         self._report = StatusReport(settings, self.folder, self._watcher, self._members)
         self._next_scan = self._next_status = self._next_disk_look = self._resume_at = float("-inf")

@@ -15,6 +15,7 @@ from typing import Any
 
 from cesped_stream.durable import Step
 from cesped_stream.errors import PermanentError
+from cesped_stream.particles.star_kind import StarKind
 
 SCHEMA_VERSION = 4
 GIVEN, PREDICT, CONSENSUS = "given", "predict", "consensus"
@@ -38,7 +39,8 @@ CREATE INDEX stacks_mark ON stacks(mark) WHERE mark IS NOT NULL;
 CREATE TABLE stars(
   star_id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, signature TEXT NOT NULL DEFAULT '',
   prefix TEXT NOT NULL DEFAULT '', rows_read INTEGER NOT NULL DEFAULT 0, aligned INTEGER NOT NULL DEFAULT 0,
-  refused_rows INTEGER NOT NULL DEFAULT 0, problem TEXT NOT NULL DEFAULT '');
+  refused_rows INTEGER NOT NULL DEFAULT 0, problem TEXT NOT NULL DEFAULT '', refusal TEXT NOT NULL DEFAULT '',
+  kind TEXT NOT NULL DEFAULT 'particles');
 CREATE TABLE batches(
   batch_id INTEGER PRIMARY KEY, star_id INTEGER NOT NULL, num_rows INTEGER NOT NULL, kind TEXT NOT NULL,
   half_0 INTEGER NOT NULL, half_1 INTEGER NOT NULL, landed REAL NOT NULL, boot TEXT NOT NULL,
@@ -148,6 +150,14 @@ class StarRecord:
     aligned: bool
     refused_rows: int
     problem: str
+    refusal: str = ""
+    """The first refused row and why."""
+    kind: str = StarKind.PARTICLES
+    """What the star is about; one of anything but particles is no input."""
+
+    @property
+    def is_input(self) -> bool:
+        return self.kind == StarKind.PARTICLES
 
 
 class Ledger:
@@ -229,19 +239,21 @@ class Ledger:
 
     def star(self, path: str) -> StarRecord | None:
         row = self._sql.execute("SELECT * FROM stars WHERE path = ?", (path,)).fetchone()
-        return StarRecord(row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6], row[7]) if row else None
+        return _star_record(row) if row else None
 
     def stars(self) -> list[StarRecord]:
         rows = self._sql.execute("SELECT * FROM stars ORDER BY star_id").fetchall()
-        return [StarRecord(r[0], r[1], r[2], r[3], r[4], bool(r[5]), r[6], r[7]) for r in rows]
+        return [_star_record(row) for row in rows]
 
     def put_star(self, record: StarRecord) -> None:
         """Insert or update a star, inside a transaction; a record with star_id 0 gets the next id."""
         self._sql.execute(
-            "INSERT INTO stars(star_id, path, signature, prefix, rows_read, aligned, refused_rows, problem)"
-            " VALUES(?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(path) DO UPDATE SET signature = excluded.signature,"
+            "INSERT INTO stars(star_id, path, signature, prefix, rows_read, aligned, refused_rows, problem, refusal,"
+            " kind) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT(path) DO UPDATE SET signature = excluded.signature,"
             " prefix = excluded.prefix, rows_read = excluded.rows_read, aligned = excluded.aligned,"
-            " refused_rows = excluded.refused_rows, problem = excluded.problem",
+            " refused_rows = excluded.refused_rows, problem = excluded.problem, refusal = excluded.refusal,"
+            " kind = excluded.kind",
             (
                 record.star_id or None,
                 record.path,
@@ -251,6 +263,8 @@ class Ledger:
                 int(record.aligned),
                 record.refused_rows,
                 record.problem,
+                record.refusal,
+                str(record.kind),
             ),
         )
 
@@ -435,3 +449,7 @@ class Ledger:
         )
         if same and cursor.rowcount:
             self.count("likely copies")
+
+
+def _star_record(row: Sequence[Any]) -> StarRecord:
+    return StarRecord(row[0], row[1], row[2], row[3], row[4], bool(row[5]), *row[6:])

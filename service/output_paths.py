@@ -7,9 +7,9 @@ from cesped_stream.errors import CespedStreamError, InvalidSettingsError
 from cesped_stream.particles.own_columns import STATUS
 from cesped_stream.particles.star import iter_star
 
+from .inputs import InputRule
 from .session import SessionFolder
 from .settings import SessionSettings
-from .watcher import INTERMEDIATE_STAR, Watcher
 
 STAR = ".star"
 
@@ -52,8 +52,7 @@ def _lands(place: Path, settings: SessionSettings) -> bool:
             continue
         if any(part.startswith(".") for part in place.relative_to(folder).parts):
             continue
-        passed_over = INTERMEDIATE_STAR.search(place.name) and not Watcher(settings.landing).is_named_aligned(place)
-        if not passed_over:
+        if InputRule(settings.landing).left_by_name(place) is None:
             return True
     return False
 

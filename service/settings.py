@@ -63,6 +63,12 @@ class LandingSettings(Settings):
         description="What becomes of the CTF of an aligned row that a CTF refinement moved. with_consensus: it "
         "replaces the particle's, as the pose does; keep: the CTF with which the particle landed stays.",
     )
+    inputs: str = Field(
+        "",
+        description="Path or glob, relative to the landing folder, of the stars whose particles are taken, such as "
+        "'Extract/job012/*'; those that `aligned` names are taken too. Default: every star of particles but RELION's "
+        "iterations and Trash; `cesped-stream doctor LANDING` lists them.",
+    )
     scan_seconds: float = Field(2.0, gt=0, le=600, description="Time between scans of the landing folder.")
     settle_seconds: float = Field(
         4.0,

@@ -40,6 +40,8 @@ def status_view(status: SessionStatus, *, running: bool) -> RenderableType:
         parts.append(_roles(status.roles))
     else:
         parts.append(Text("no worker or trainer is connected", "dim"))
+    if status.refused_rows:
+        title.append(f", {status.refused_rows:,} rows refused")
     parts += [Text(f"! {problem}", "red") for problem in status.problems]
     parts += [Text(note, "dim") for note in status.notes]
     return Group(*parts)
@@ -48,6 +50,8 @@ def status_view(status: SessionStatus, *, running: bool) -> RenderableType:
 def status_line(status: SessionStatus) -> str:
     """Return one plain line: for logs and terminals without a live view."""
     line = f"{status.state}: {counts_line(status)}"
+    if status.refused_rows:
+        line += f", {status.refused_rows} rows refused ({status.first_refusal})"
     if status.training is not None and status.state is SessionState.TRAINING:
         line += f"; {_training_words(status.training)}"
     if status.waits_for:
@@ -78,6 +82,7 @@ def _particles(status: SessionStatus) -> Table:
         "unposed": status.unposed,
         "quarantined": status.quarantined,
         "no stack yet": status.waiting_for_stack,
+        "refused": status.refused_rows,
         "duplicates": status.duplicates,
         "conflicts": status.conflicts,
     }

@@ -138,6 +138,8 @@ class SessionStatus(_Part):
     quarantined: int
     refused_rows: int
     """Rows that were refused or whose stack never came: each in a reason file, and no part of landed."""
+    first_refusal: str = ""
+    """Star, row and reason of one of them."""
     quarantined_stars: int
     duplicates: int
     conflicts: int
@@ -147,6 +149,8 @@ class SessionStatus(_Part):
     stars_waiting: int
     stars_passed_over: int
     """Stars of RELION's iterations in the landing folder that `landing.aligned` does not name: never read."""
+    stars_left: dict[str, int] = {}
+    """Stars that are no inputs, by what they are: without particles, or left for their name."""
     aligned_per_half: tuple[int, int]
     """Rows to train on, references included."""
     references_per_half: tuple[int, int]

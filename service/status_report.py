@@ -1,5 +1,6 @@
 """Puts the session's numbers together for `status.json` and the status command."""
 
+import logging
 import os
 import socket
 from collections import deque
@@ -7,13 +8,17 @@ from collections import deque
 import numpy as np
 
 from cesped_stream.calibration.drift import DriftState
+from cesped_stream.particles.pose_tally import PoseTally
+from cesped_stream.particles.star_kind import StarKind
 
 from .accepting import NEWS, OTHER_CTF, OTHER_POSE
 from .consensus_notes import consensus_notes
 from .finished import NO_CHECKPOINT
+from .landing_report import first_refusal, landing_notes, landing_problems, stars_left
 from .leasing import Member, Members
 from .ledger import CONSENSUS, UNPOSED_PLACE, Ledger
 from .pose_status import pose_problems, poses_status
+from .problems import Cost, Problem, ProblemList, named_problem
 from .session import SessionFolder
 from .settings import SessionSettings
 from .source_notes import source_notes
@@ -30,6 +35,8 @@ from .training_gate import ORDERED
 from .waiting import rows_in_hand, waits_for
 from .watcher import Watcher
 from .work import Work
+
+logger = logging.getLogger(__name__)
 
 RATE_SECONDS = 60.0
 
@@ -52,6 +59,7 @@ class StatusReport:
         self._members = members
         self._history: deque[tuple[float, int, int]] = deque()
         self._last: SessionStatus | None = None
+        self._problem_list = ProblemList()
 
     def write(self, status: SessionStatus) -> None:
         """Replace status.json; not fsynced: after a crash the next one is a second away."""
@@ -107,9 +115,11 @@ class StatusReport:
             conflicts=ledger.scalar("SELECT count(*) FROM conflicts WHERE what NOT IN (?, ?)", NEWS),
             likely_copies=ledger.counter("likely copies"),
             refused_results=refused_results,
-            stars=ledger.scalar("SELECT count(*) FROM stars"),
+            first_refusal=first_refusal(ledger),
+            stars=ledger.scalar("SELECT count(*) FROM stars WHERE kind = ?", (StarKind.PARTICLES,)),
             stars_waiting=work.ingest.stars_in_hand + self._watcher.stars_unsettled,
             stars_passed_over=self._watcher.stars_passed_over,
+            stars_left=stars_left(work, self._watcher),
             aligned_per_half=work.gate.aligned_per_half(),
             references_per_half=work.gate.references_per_half(),
             min_aligned_per_half=self._settings.min_aligned_per_half,
@@ -128,27 +138,31 @@ class StatusReport:
             waits_for=waits_for(work, self._watcher, self._settings, {role.role for role in roles}, now)
             if not draining
             else rows_in_hand(work),
-            problems=tuple(
-                [
-                    *self._problems(work, paused),
-                    *pose_problems(tally, self._settings.gallery, self._settings.refinement),
-                ]
-            ),
-            notes=tuple(self._notes(work)),
+            problems=self._problems(work, paused, now, tally),
+            notes=tuple(self._notes(work, now)),
         )
 
-    def _problems(self, work: Work, paused: str) -> list[str]:
-        problems = [paused, self._watcher.problem, *work.problems.values(), *work.ingest.problems()[:20]]
-        problems += [*work.gate.rebuild_orders.problems.values()][:20]
-        problems += work.poses.left_out.values()
-        stars = work.ledger.execute("SELECT problem FROM stars WHERE problem != '' LIMIT 20").fetchall()
-        problems += [str(row[0]) for row in stars]
-        reasons = work.ledger.execute("SELECT batch_id, reason FROM quarantined LIMIT 20").fetchall()
-        problems += [f"batch {batch_id} has quarantined rows: {reason}" for batch_id, reason in reasons]
-        problems += [_untrained(work.ledger, what, why) for what, why in UNTRAINED.items()]
-        return [problem for problem in problems if problem]
+    def _problems(self, work: Work, paused: str, now: float, tally: PoseTally) -> tuple[str, ...]:
+        """Return what is wrong, by what it costs; a kind of problem that is new goes to the log too."""
+        problems = [
+            Problem("paused", Cost.ROWS, paused),
+            Problem("landing", Cost.ROWS, self._watcher.problem),
+            *landing_problems(work, self._watcher, now),
+            *(named_problem(name, text) for name, text in work.problems.items()),
+            *(Problem("rebuild", Cost.REST, text) for text in work.gate.rebuild_orders.problems.values()),
+            *(Problem("untrained", Cost.TRAINING, _untrained(work.ledger, *item)) for item in UNTRAINED.items()),
+            *(Problem("left out", Cost.REST, text) for text in work.poses.left_out.values()),
+            *(Problem("poses", Cost.REST, text) for text in self._pose_problems(tally)),
+        ]
+        listed, new = self._problem_list.listed(problems)
+        if new:
+            logger.warning("problems", extra={"new": new, "problems": [problem.text for problem in listed]})
+        return tuple(problem.text for problem in listed)
 
-    def _notes(self, work: Work) -> list[str]:
+    def _pose_problems(self, tally: PoseTally) -> list[str]:
+        return pose_problems(tally, self._settings.gallery, self._settings.refinement)
+
+    def _notes(self, work: Work, now: float) -> list[str]:
         notes = [*source_notes(work, self._settings), *consensus_notes(work, self._settings)]
         drift = work.calibration.drift()
         if drift is not None and drift.state is DriftState.STALE:
@@ -157,11 +171,7 @@ class StatusReport:
                 f"was fitted on (stability index {drift.stability_index:.2f}); `retrain` on aligned rows of now, then "
                 "`reinfer`"
             )
-        many = self._watcher.stars_passed_over
-        if not many:
-            return notes
-        stars = "1 intermediate RELION star" if many == 1 else f"{many} intermediate RELION stars"
-        return [*notes, f"{stars} passed over (*_it000_data.star and the like); landing.aligned takes the one it names"]
+        return [*notes, *landing_notes(work, self._watcher, now)]
 
     def _state(
         self,

@@ -1,34 +1,27 @@
 """What lies in the landing folder: polling is the truth, file events only make the next scan come sooner."""
 
-import fnmatch
 import logging
 import os
-import re
-import stat
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cesped_stream.errors import UnreachableFileError
 from cesped_stream.particles.landing import DONE_SUFFIX, Settled, SettleTracker
 
+from .inputs import InputRule, LeftByName
+from .landing_tree import LandedFile, LandingTree
+from .restless import LONG_SETTLE_TIMES, RestlessStar, RestlessStars, Signature
 from .settings import LandingSettings
 
 logger = logging.getLogger(__name__)
 
-STACK_SUFFIXES = (".mrcs", ".mrc")
-
-INTERMEDIATE_STAR = re.compile(r"_it\d{3}(_half[12])?_data\.star$")
-"""What RELION writes after each iteration of a refinement or classification: poses on their way."""
-
-Signature = tuple[int, int, int]
-"""(inode, size, mtime_ns): equal twice means unchanged. Never compared with a clock."""
-
 
 @dataclass(frozen=True)
 class LandedStar:
-    """A star file that is settled."""
+    """A star file that is complete, or one that never stands still."""
 
     path: Path
     signature: Signature
@@ -43,53 +36,100 @@ class Watcher:
 
     def __init__(self, settings: LandingSettings, *, without: Path | None = None) -> None:
         """`without` is a folder that is not looked into: the session's own, where it lies in the landing folder."""
-        self._root = Path(os.path.abspath(settings.folder))
-        self._aligned = settings.aligned
-        self._without = str(without) if without is not None else ""
+        self._rule = InputRule(settings)
+        self._tree = LandingTree(settings, without=str(without) if without is not None else "")
         self._settle = SettleTracker(settings.settle_seconds)
+        self._settle_seconds = settings.settle_seconds
+        self._long_seconds = LONG_SETTLE_TIMES * max(settings.settle_seconds, settings.scan_seconds)
         self._since: dict[str, tuple[Signature, float]] = {}
         self._settled: set[str] = set()
+        self._left_by_name: dict[str, LeftByName | None] = {}
+        self._restless = RestlessStars()
+        self._renamed: set[str] = set()
+        self._renamed_lock = threading.Lock()
         self.stars_unsettled = 0
-        self.stars_passed_over = 0
-        """Stars of RELION's iterations that `aligned` does not name."""
-        self.problem = ""
+        self.left: Counter[LeftByName] = Counter()
+        """Stars that their names keep from being inputs."""
+        self.changing: list[LandedStar] = []
+        """Stars that have not settled for longer than a settle time: what two looks at them agree on can be read."""
 
     def is_named_aligned(self, star: Path) -> bool:
         """Return whether the setting `aligned` matches the star's path, as it is or below the landing folder."""
-        names = (os.path.relpath(star, self._root), str(star))
-        return any(fnmatch.fnmatchcase(name, self._aligned) for name in names)
+        return self._rule.is_named_aligned(star)
+
+    @property
+    def stars_passed_over(self) -> int:
+        """Stars of RELION's iterations that `aligned` does not name."""
+        return self.left[LeftByName.INTERMEDIATE]
+
+    @property
+    def problem(self) -> str:
+        """What the last scan could not look at, "" where it saw everything."""
+        return self._tree.problem
+
+    @property
+    def linked_folders(self) -> tuple[str, ...]:
+        """What is told of linked folders with stars in them that are not looked into."""
+        return self._tree.linked_folders
+
+    def note_renamed(self, path: str) -> None:
+        """Take note that a file was renamed to this path: whoever did that had written it. From any thread."""
+        with self._renamed_lock:
+            self._renamed.add(os.path.abspath(path))
 
     def scan(self, now: float) -> list[LandedStar]:
-        """Look at every file once; return the settled stars, in the order in which they landed.
+        """Look at every file once; return the complete stars, in the order in which they landed.
 
         A folder that cannot be listed is a `problem`, not an empty folder: what is known stays known.
         """
-        closed: list[str] = []
-        files = dict(_files_below(str(self._root), self._without, closed))
-        self.problem = closed[0] + (f" (and {len(closed) - 1} more)" if len(closed) > 1 else "") if closed else ""
-        self.stars_unsettled = self.stars_passed_over = 0
-        landed = []
-        for name, signature in files.items():
+        with self._renamed_lock:
+            renamed, self._renamed = self._renamed, set()
+        files = self._tree.files(now)
+        self.stars_unsettled = 0
+        self.left.clear()
+        self.changing, landed = [], []
+        unsettled = set()
+        for name, file in files.items():
             if name.endswith(DONE_SUFFIX):
                 continue
-            if INTERMEDIATE_STAR.search(name) and not self.is_named_aligned(Path(name)):
-                self.stars_passed_over += 1
+            is_star = name.endswith(".star")
+            if is_star and (left := self._why_left(name)) is not None:
+                self.left[left] += 1
                 continue
-            settled = self.observe(name, signature, now)
-            if name.endswith(".star"):
-                done = name + DONE_SUFFIX in files
-                if settled:
-                    landed.append(LandedStar(Path(name), signature, self._since[name][1], done))
-                else:
-                    self.stars_unsettled += 1
+            before = self._since.get(name)
+            whole = is_star and (name in renamed or _is_whole(file, before))
+            settled = self.observe(name, file.signature, now, whole=whole)
+            if not is_star:
+                continue
+            star = LandedStar(Path(name), file.signature, self._since[name][1], name + DONE_SUFFIX in files)
+            if settled:
+                landed.append(star)
+                continue
+            unsettled.add(name)
+            self._restless.saw(name, before[0] if before else None, file.signature, now)
+            if self._restless.seconds(name, now) >= self._settle_seconds:
+                self.changing.append(star)
+        self.stars_unsettled = len(unsettled)
+        self._restless.keep(unsettled)
         return sorted(landed, key=lambda star: (star.landed, str(star.path)))
 
-    def observe(self, name: str, signature: Signature, now: float) -> bool:
-        """Note how a file looks now; return whether it is settled."""
+    def _why_left(self, name: str) -> LeftByName | None:
+        if name not in self._left_by_name:
+            self._left_by_name[name] = self._rule.left_by_name(name)
+        return self._left_by_name[name]
+
+    def restless(self, now: float) -> list[RestlessStar]:
+        """Return the stars that have not settled for ten settle times, the longest first."""
+        return self._restless.older_than(self._long_seconds, now)
+
+    def observe(self, name: str, signature: Signature, now: float, *, whole: bool = False) -> bool:
+        """Note how a file looks now; return whether it is settled, or `whole` whatever its age."""
         known = self._since.get(name)
         if known is None or known[0] != signature:
             self._since[name] = (signature, now)
             self._settled.discard(name)
+        if whole:
+            self._settled.add(name)
         if name not in self._settled and isinstance(self._settle.observe(Path(name), now), Settled):
             self._settled.add(name)
         return name in self._settled
@@ -107,6 +147,20 @@ class Watcher:
         return known[1] if known is not None else now
 
 
+def _is_whole(file: LandedFile, before: tuple[Signature, float] | None) -> bool:
+    """Return whether a star was complete when it came to its name.
+
+    A write sets both of a file's times; a rename, or whatever a copy sets at its end (rsync, cp -p), only the time of
+    change. Where another file had the name before, this one came in its place. An inode's number alone proves nothing
+    where it is the same: file systems give that of a replaced file to the next one. Should a writer still be at work
+    after all, its whole lines are rows all the same, and what follows the last one waits.
+    """
+    signature = file.signature
+    if before is not None and before[0] == signature:
+        return False
+    return file.changed_ns > signature[2] or (before is not None and before[0][0] != signature[0])
+
+
 def signature_of(path: Path) -> Signature:
     """Return (inode, size, mtime_ns), symlinks followed. Raises UnreachableFileError."""
     try:
@@ -116,39 +170,11 @@ def signature_of(path: Path) -> Signature:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _files_below(folder: str, without: str, closed: list[str]) -> Iterator[tuple[str, Signature]]:
-    """Yield regular stars, stacks and markers; hidden names are somebody's temporaries. Links to folders are not
-    followed (they could form a ring); a file that vanishes meanwhile is passed over. Folders that cannot be listed,
-    and names that cannot be used, are added to `closed` with the reason."""
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        closed.insert(0, f"{folder}: {error.strerror}; waiting for it to come back")
-        return
-    for entry in found:
-        if entry.name.startswith(".") or entry.path == without:
-            continue
-        try:
-            entry.name.encode()
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files_below(entry.path, without, closed)
-            elif entry.name.endswith((".star", DONE_SUFFIX, *STACK_SUFFIXES)):
-                status = entry.stat()
-                if stat.S_ISREG(status.st_mode):
-                    yield entry.path, (status.st_ino, status.st_size, status.st_mtime_ns)
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeEncodeError) as error:
-            # A ring of links, a name that is no UTF-8: one odd entry is told and stops nothing else.
-            why = getattr(error, "strerror", None) or error
-            closed.append(f"{entry.path!a}: passed over: {why}; rename or remove it")
-
-
 class FileEvents:
     """Hints that something changed below the landing folder, from watchdog where that works."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_renamed: Callable[[str], None] = lambda path: None) -> None:
+        """`on_renamed` is told, in another thread, each path that a file was renamed to."""
         self._changed = threading.Event()
         self._observer = None
         try:
@@ -159,6 +185,8 @@ class FileEvents:
 
             class Handler(FileSystemEventHandler):
                 def on_any_event(self, event: FileSystemEvent) -> None:
+                    if event.event_type == "moved":
+                        on_renamed(os.fsdecode(event.dest_path))
                     if event.event_type not in ("opened", "closed_no_write"):
                         changed.set()
 

@@ -4,6 +4,7 @@ The reader is strict where starfile is not: a star that is cut anywhere is not a
 """
 
 import hashlib
+import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -116,6 +117,28 @@ def read_tail(
             if (now.st_size, now.st_mtime_ns) != (size, opened.st_mtime_ns):
                 return
             yield accepted
+
+
+def bytes_behind(path: Path, prefix: StarPrefix | None, most_bytes: int) -> bytes:
+    """Return at most so many of the bytes that follow the accepted rows. Raises as `read_tail`."""
+    with _opened(path) as stream:
+        if prefix is None:
+            _refuse_foreign(stream, path)
+        else:
+            _check_prefix(stream, prefix, hashlib.sha256(), path)
+        return stream.read(most_bytes)
+
+
+def read_bytes_behind(
+    path: Path, prefix: StarPrefix | None, data: bytes, *, rows_per_table: int = ROWS_PER_TABLE
+) -> Iterator[tuple[ParticleTable, StarPrefix]]:
+    """Yield the rows of bytes that stood behind the accepted rows of a star; as `read_tail`, which reads what stands
+    there now."""
+    digest = hashlib.sha256()
+    if prefix is not None:
+        with _opened(path) as stream:
+            _check_prefix(stream, prefix, digest, path)
+    yield from _Tail(io.BytesIO(data), len(data), str(path), rows_per_table, digest).tables(prefix)
 
 
 def tail_is_blank(path: Path, prefix: StarPrefix) -> bool:
