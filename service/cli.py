@@ -15,6 +15,7 @@ from cesped_stream.termination import ended_by_signals
 
 from .bench_commands import add_benches
 from .bench_proposers_command import add_bench_proposers
+from .doctor_command import add_doctor
 from .entries_commands import entries_parser
 from .evaluate_command import add_evaluate
 from .prepare_command import add_preprocess
@@ -132,6 +133,7 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
     for name, text in SETTINGS_COMMANDS.items():
         _add_settings_command(commands, name, text, with_options=name == wanted)
     add_score(commands)
+    add_doctor(commands)
     _add_requests(commands)
     keys = commands.add_parser("keys", help="make CURVE keys for a tcp endpoint")
     keys.add_argument("_folder", type=Path, metavar="FOLDER", help="where; mode 0700")
