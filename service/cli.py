@@ -14,6 +14,7 @@ from cesped_stream.termination import ended_by_signals
 
 from .bench_commands import add_benches
 from .bench_proposers_command import add_bench_proposers
+from .doctor_command import add_doctor
 from .entries_commands import entries_parser
 from .evaluate_command import add_evaluate
 from .help_pages import Help, add_help, drop_empty_defaults, overview_text, request_text
@@ -191,6 +192,7 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
     for name, text in SETTINGS_COMMANDS.items():
         _add_settings_command(commands, name, text, with_options=name == wanted)
     add_score(commands)
+    add_doctor(commands)
     _add_requests(commands)
     keys = commands.add_parser("keys", help="make CURVE keys for a tcp endpoint")
     keys.add_argument("_folder", type=Path, metavar="FOLDER", help="where; mode 0700")

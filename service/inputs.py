@@ -34,6 +34,11 @@ class InputRule:
         """Return whether the setting `aligned` matches a star's path."""
         return self._matches(star, self._aligned)
 
+    @property
+    def names_aligned(self) -> bool:
+        """The setting `aligned` says which stars are aligned, not their angles."""
+        return bool(self._aligned)
+
     def left_by_name(self, star: Path | str) -> LeftByName | None:
         """Return why a star is left, None for one that is looked into."""
         name = str(star)

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from cesped_stream.errors import CespedStreamError, PermanentError, TransientError
 from cesped_stream.particles.landing import StackState, stack_is_complete
@@ -11,7 +12,13 @@ from cesped_stream.particles.stacks import parse_image_name, read_header
 
 from .accepting import Identity, Part, ReadyRows
 from .settings import LandingSettings
-from .watcher import LandedStar, Watcher
+from .watcher import LandedStar
+
+
+class SettledStacks(Protocol):
+    """Says whether a stack has stopped changing."""
+
+    def stack_is_settled(self, stack: Path, now: float) -> bool: ...
 
 
 @dataclass
@@ -36,7 +43,7 @@ class Verdict:
 class StackCheck:
     """Resolves image names under the allowed roots and looks at each stack once per part."""
 
-    def __init__(self, settings: LandingSettings, watcher: Watcher) -> None:
+    def __init__(self, settings: LandingSettings, watcher: SettledStacks) -> None:
         self._image_root = settings.image_root
         roots = settings.allowed_roots or (settings.folder, *([settings.image_root] if settings.image_root else []))
         self._roots = tuple(Path(os.path.abspath(root)) for root in roots)

@@ -148,8 +148,7 @@ class RelionProject:
     def _refined(self) -> None:
         labels = (*EXTRACT_LABELS, *REFINED_LABELS)
         rows = [
-            f"{self._row(mic, k)} 1 {7.5 * k:.6f} {20 + 11 * k:.6f} {3 * k:.6f} 0.5 -0.5 1 1.0 {1 + (k + m) % 2} "
-            "5 0.9 3"
+            f"{self._row(mic, k)} 1 {7.5 * k:.6f} {20 + 11 * k:.6f} {3 * k:.6f} 0.5 -0.5 1 1 {1 + (k + m) % 2} 5 0.9 3"
             for m, mic in enumerate(self._micrographs)
             for k in range(self._per_micrograph)
         ]
