@@ -259,7 +259,7 @@ REQUESTS: Final[Mapping[str, tuple[str, str]]] = {
 
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "try it": ("demo", "simulate", "replay"),
-    "a session": ("run", "status", "stop", "export", "retrain", "reinfer", "requeue"),
+    "a session": ("doctor", "run", "status", "stop", "export", "retrain", "reinfer", "requeue"),
     "its parts, on several machines": ("coordinator", "trainer", "worker", "keys"),
     "without a session": ("train", "infer"),
     "benchmarks": ("entries", "protocol", "evaluate", "score", "bench"),

@@ -106,7 +106,9 @@ class TrainingWaits:
 
     def _words_of_one_half(self, kinds: tuple[str, str], halves: tuple[int, int]) -> str:
         rows = self._ledger.execute(
-            "SELECT batch_id, path FROM batches JOIN stars USING(star_id) WHERE kind IN (?, ?) ORDER BY batch_id", kinds
+            "SELECT batch_id, path FROM batches JOIN stars USING(star_id) WHERE batches.kind IN (?, ?)"
+            " ORDER BY batch_id",
+            kinds,
         ).fetchall()
         stars = list(dict.fromkeys(str(path) for _, path in rows))
         halves_of_star, has_subset = _looked_at(Path(stars[0]))
