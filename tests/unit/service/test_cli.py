@@ -160,7 +160,7 @@ def test_a_requests_help_has_an_example_that_is_understood(name: str, capsys: py
 def test_the_overview_groups_every_command_once(capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(capsys, "--help")
     names = [line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "]
-    assert sorted(names) == sorted([*COMMANDS.split(), "entries", "evaluate", "score"])
+    assert sorted(names) == sorted([*COMMANDS.split(), "doctor", "entries", "evaluate", "score"])
     assert main([]) == 0
     assert capsys.readouterr().out == text
 

@@ -31,7 +31,7 @@ def test_aligned_rows_of_one_subset_are_a_problem_at_once_and_retrain_says_it_to
     turns(core, bench)
     (told,) = half_problems(core)
     assert told.startswith(f"{bench.landing / 's.star'}: all 5 rows have rlnRandomSubset 1 and none 2")
-    assert "remove the column" in told and "new session" in told
+    assert "remove the column" in told and "a corrected star counts when it lands" in told
     reply = core.control(Control(action="train"))
     assert not reply.ok and "rlnRandomSubset 1" in reply.text
     bench.land("t", 7, aligned=True)
