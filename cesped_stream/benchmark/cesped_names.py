@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from cesped_stream.benchmark.dataset_source import add_half, local_halves, published_halves
+from cesped_stream.benchmark.dataset_source import add_half, local_halves, usable_halves
 from cesped_stream.benchmark.saved_predictions import AnglesFormat
 
 
@@ -44,8 +44,8 @@ class CespedNames:
 
     @classmethod
     def getCESPEDEntries(cls) -> list[tuple[str, int]]:
-        """`published_entries` under `cesped`'s name."""
-        return published_halves()
+        """`published_entries` under `cesped`'s name, DEMO first where there is no network to download them by."""
+        return usable_halves()
 
     @classmethod
     def getLocallyAvailableEntries(cls, benchmarkDir: str | os.PathLike[str] | None = None) -> list[tuple[str, int]]:

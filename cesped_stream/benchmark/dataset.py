@@ -156,6 +156,7 @@ class ParticlesDataset(CespedNames, Dataset[Item]):
         self._with_ctf = ctf_correction != "none"
         with StackReader() as reader:
             first = read_boxes(self._table.select([0]), reader, with_ctf=self._with_ctf)[0]
+        self._box_size = int(first.images.shape[-1])
         self._steps = ImageSteps(
             first,
             image_size=image_size,
@@ -223,6 +224,18 @@ class ParticlesDataset(CespedNames, Dataset[Item]):
             raise ValueError(f"augmenter is a {type(augmenter).__name__}; give an Augmenter or the name of a preset")
         self._augmenter = augmenter
         self._draws: tuple[int | None, torch.Generator] | None = None
+
+    def __repr__(self) -> str:
+        """Return what it is: target, half-set, particles, box, pixel size, symmetry, and its star."""
+        source = self._source
+        name = source.target or source.star.name
+        half = "" if source.half_set is None else f", half-set {source.half_set}"
+        posed = "" if self.has_poses.all() else f" ({int(self.has_poses.sum())} with poses)"
+        return (
+            f"ParticlesDataset({name}{half}: {len(self)} particles{posed}, images of {self.image_size} px at "
+            f"{self.sampling_rate:.3f} A, box {self._box_size} px at {float(self._table.pixel_sizes_angstrom()[0]):.3f}"
+            f" A, {self.symmetry}, {self.starFname})"
+        )
 
     def __len__(self) -> int:
         return len(self._table)
@@ -327,7 +340,8 @@ class ParticlesDataset(CespedNames, Dataset[Item]):
 
         `angles`: `(n, 3, 3)` rotations, image to map, or `(n, 3)` rot, tilt, psi in degrees ("zyzEulerDegs"); `shifts`
         `(n, 2)` angstrom; `confidence` `(n,)` or `(n, 1)`, to rlnParticleFigureOfMerit. Arrays or tensors on any
-        device; what is None stays. Raises InvalidStarError naming ids that are not in the star, ValueError for other
+        device; what is None stays. Raises InvalidStarError naming ids that are not in the star or stand in several of
+        its rows, ValueError for other
         shapes, ids given twice, numbers that are not finite, matrices that are no rotations and a confidence beyond
         0 to 1; nothing is written then.
         """
@@ -342,7 +356,8 @@ class ParticlesDataset(CespedNames, Dataset[Item]):
 
         Rows that were not updated keep the poses that they came with, in an entry the true ones; `only_updated` leaves
         them out. Raises InvalidSettingsError for a path that does not end in .star, that is the data set's own star, or
-        that exists where `overwrite` is false; InvalidStarError where rows of a star without angles have got none.
+        that exists where `overwrite` is false; InvalidStarError where rows of a star without angles have got none, or
+        where an image stands in several rows.
         """
         table = self.md.table(only_updated=only_updated)
         save_predictions(Path(path), table, self._source.star, overwrite=overwrite)

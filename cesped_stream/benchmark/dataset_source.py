@@ -26,6 +26,9 @@ class Source:
     star: Path
     symmetry: str
     image_root: Path | None = None
+    target: str = ""
+    """The entry's name; empty of a star that is none's."""
+    half_set: int | None = None
 
 
 def star_source(star: Path, symmetry: str, image_root: Path | None) -> Source:
@@ -47,12 +50,25 @@ def entry_source(target: str, half_set: int, root: Root) -> Source:
     folder = entry_folder(target, _root(root))
     if half_state(folder, half_set) is not EntryState.COMPLETE:
         _fetch(target, half_set, _root(root))
-    return Source(folder / f"particles_{half_set}.star", read_symmetry(folder / f"info_{half_set}.json"))
+    symmetry = read_symmetry(folder / f"info_{half_set}.json")
+    return Source(folder / f"particles_{half_set}.star", symmetry, target=folder.name, half_set=half_set)
 
 
 def published_halves() -> list[tuple[str, int]]:
     """Return (name, half-set) of all published entries."""
     return [(name, half) for name in CATALOGUE for half in HALVES]
+
+
+def usable_halves() -> list[tuple[str, int]]:
+    """Return (name, half-set) of all published entries, the embedded one before them where the first of them is neither
+    on disk nor to be had: nobody answers where the entries are downloaded from."""
+    halves = published_halves()
+    name, half = halves[0]
+    if half_state(_root(None) / name, half) is EntryState.COMPLETE:
+        return halves
+    from cesped_stream.benchmark.download import server_answers
+
+    return halves if server_answers() else [*((DEMO_NAME, half) for half in HALVES), *halves]
 
 
 def local_halves(root: Root) -> list[tuple[str, int]]:

@@ -7,9 +7,10 @@ import email.utils
 import json
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -31,6 +32,21 @@ _NO_ADDRESS: Final = (
 _READ_BYTES: Final = 1 << 18
 _MAX_LISTING_BYTES: Final = 1 << 24
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]+)-[0-9]+/(?:[0-9]+|\*)")
+
+
+def server_answers(base_url: str = ZENODO, within_seconds: float = 3.0) -> bool:
+    """Return whether a server gives any answer in this time. Never raises; looking up a name counts in the time."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        with suppress(requests.exceptions.RequestException, OSError):
+            requests.head(base_url, timeout=within_seconds, allow_redirects=False)
+            answered.set()
+
+    asking = threading.Thread(target=ask, name="server_answers", daemon=True)
+    asking.start()
+    asking.join(within_seconds)
+    return answered.is_set()
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,13 @@ class Metadata:
         }
 
     def rows_of(self, ids: Sequence[str]) -> Int64:
-        """Return the row of each id; InvalidStarError names ids that the star has not. Zeros before an index do not
-        matter."""
+        """Return the row of each id; InvalidStarError names ids that the star has not, or has twice. Zeros before an
+        index do not matter."""
         if self._row_of is None:
             self._row_of = {_identity(text): row for row, text in enumerate(self.ids)}
         rows = [self._row_of.get(_identity(text), -1) for text in ids]
+        repeated = self._repeated_ids
+        self._refuse_repeated([text for text in ids if _identity(text) in repeated])
         unknown = [text for text, row in zip(ids, rows, strict=True) if row < 0]
         if unknown:
             shown = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
@@ -100,6 +102,24 @@ class Metadata:
                 f"{len(self)} rows: {shown}; give the ids that the data set gave"
             )
         return np.array(rows, np.int64)
+
+    @cached_property
+    def _repeated_ids(self) -> dict[str, list[int]]:
+        """The rows of each id that stands in several."""
+        rows_of: dict[str, list[int]] = {}
+        for row, text in enumerate(self.ids):
+            rows_of.setdefault(_identity(text), []).append(row)
+        return {identity: rows for identity, rows in rows_of.items() if len(rows) > 1}
+
+    def _refuse_repeated(self, ids: Sequence[str]) -> None:
+        """Raise InvalidStarError where there is an id: it stands in several rows, and a prediction is of one."""
+        if ids:
+            first = [str(row + 1) for row in self._repeated_ids[_identity(ids[0])][:5]]
+            raise InvalidStarError(
+                f"{self._table.source or 'star'}: rlnImageName {ids[0]!r} stands in rows {', '.join(first)}, and "
+                f"{len(ids)} of these ids in several; a prediction is of one row, and the others would keep their true "
+                "poses. Is the star symmetry-expanded? Give it with each image once"
+            )
 
     def rotations(self, rows: Int64) -> Float64:
         """Return pose rotations `(n, 3, 3)`, image to map; NaN where a row has no pose."""
@@ -147,8 +167,11 @@ class Metadata:
     def table(self, *, only_updated: bool = False) -> ParticleTable:
         """Return the table with what was updated, every other text as it was read; or its updated rows alone.
 
-        InvalidStarError where the star had no angles and only some of these rows have got some: 0 would be a pose.
+        InvalidStarError where the star had no angles and only some of these rows have got some: 0 would be a pose; and
+        where predictions stand beside an id that is in several rows.
         """
+        if self._new and not only_updated:
+            self._refuse_repeated([self.ids[rows[0]] for rows in self._repeated_ids.values()])
         kept = np.flatnonzero(self.updated) if only_updated else np.arange(len(self))
         made = any(label in self._new and label not in self._table for label in ANGLE_LABELS)
         unposed = int((~self.has_poses(kept)).sum()) if made else 0

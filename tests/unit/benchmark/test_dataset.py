@@ -264,7 +264,7 @@ def test_a_pickled_data_set_is_the_same(dataset: ParticlesDataset) -> None:
 
 
 def test_entries_are_listed(root: Path, tmp_path: Path) -> None:
-    published = ParticlesDataset.getCESPEDEntries()
+    published = ParticlesDataset.published_entries()
     assert published[:2] == [("TEST", 0), ("TEST", 1)]
     assert {("10280", 1), ("10648", 0)} < set(published)
     local = ParticlesDataset.getLocallyAvailableEntries(root)

@@ -152,3 +152,20 @@ def test_own_star_other_suffixes_and_present_files_are_not_written(tmp_path: Pat
     with pytest.raises(InvalidSettingsError, match="exists"):
         dataset.saveMd(tmp_path / "there.star", overwrite=False)
     assert (tmp_path / "there.star").read_text() == "mine\n"
+
+
+def test_an_image_that_stands_in_two_rows_takes_no_prediction(tmp_path: Path, dataset: ParticlesDataset) -> None:
+    star = read_star(Path(dataset.starFname))
+    expanded = tmp_path / "own" / "expanded.star"
+    write_star(expanded, star.select([*range(len(star)), 3, 4]))
+    twice = ParticlesDataset.from_star(expanded)
+    ids = ids_of(twice)
+    with pytest.raises(InvalidStarError, match=r"stands in rows 4, 13.*symmetry-expanded"):
+        twice.updateMd(ids=[ids[0], ids[3]], angles=ROTATIONS[:2])
+    assert not twice.md.updated.any()
+    twice.updateMd(ids=ids[:2], angles=ROTATIONS[:2])
+    with pytest.raises(InvalidStarError, match="rows 4, 13"):  # these rows would be saved with their true poses
+        twice.saveMd(tmp_path / "predictions.star")
+    assert not (tmp_path / "predictions.star").exists()
+    twice.save_poses(tmp_path / "updated.star", only_updated=True)
+    assert len(read_star(tmp_path / "updated.star")) == 2
