@@ -5,7 +5,6 @@ instead of SIGBUS.
 """
 
 import os
-import re
 import stat
 import struct
 import threading
@@ -24,10 +23,10 @@ from cesped_stream.durable import fsync_folder
 from cesped_stream.errors import (
     ForbiddenPathError,
     InvalidStackError,
-    InvalidStarError,
     NotSettledError,
     UnreachableFileError,
 )
+from cesped_stream.particles.image_names import parse_image_name
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.table import ParticleTable
 
@@ -50,10 +49,8 @@ STACK_LABEL: Final = "cestreamStack"
 HEADER_BYTES: Final = 1024
 DIGEST_BYTES: Final = 16
 MODE_DTYPES: Final = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
-MAX_INDEX: Final = 2**31 - 1
 MAX_BOX: Final = 8192
 
-_IMAGE_NAME = re.compile(r"(?:([0-9]{1,20})@)?([^\x00-\x1f\x7f]+)")
 _READ_BYTES: Final = 1 << 24
 
 
@@ -98,22 +95,6 @@ class ImageGroup:
     index: Int64
     images: Float32
     digests: NDArray[np.uint8]
-
-
-def parse_image_name(text: str) -> tuple[int, str]:
-    """Return (index from 0, stack name) of "000001@stack.mrcs"; a name without @ is the one image of its file.
-
-    Raises InvalidStarError for an index below 1 or beyond what a stack can hold, and for an empty or unprintable name.
-    """
-    match = _IMAGE_NAME.fullmatch(text)
-    if match is None or (match[1] is None and "@" in text):
-        raise InvalidStarError(f"{text[:200]!r} is no image name; RELION writes 000001@stack.mrcs")
-    if match[1] is None:
-        return 0, match[2]
-    index = int(match[1])
-    if not 1 <= index <= MAX_INDEX:
-        raise InvalidStarError(f"{text[:200]!r}: image {index} cannot be; images of a stack count from 1")
-    return index - 1, match[2]
 
 
 def read_header(path: Path) -> StackHeader:

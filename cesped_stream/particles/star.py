@@ -19,7 +19,8 @@ from cesped_stream.durable import write_whole
 from cesped_stream.errors import InvalidStarError, NotSettledError, TransientError, UnreachableFileError
 from cesped_stream.particles.star_header import HeaderReader, StarHeader, is_block_line
 from cesped_stream.particles.star_lines import CompleteLines, quoted, split_cells
-from cesped_stream.particles.star_normalise import Rows, normalised
+from cesped_stream.particles.star_normalise import normalised
+from cesped_stream.particles.star_rows import Rows
 from cesped_stream.particles.table import OPTICS_GROUP_LABEL, OpticsGroup, ParticleTable
 
 ROWS_PER_TABLE: Final = 2000
@@ -114,6 +115,8 @@ def iter_star(path: Path, *, rows_per_table: int = ROWS_PER_TABLE) -> Iterator[P
         found = False
         for table, _ in tail.tables(None):
             found = True
+            if table.refused:
+                raise InvalidStarError(table.refused[0][1])
             yield table
         if tail.lines.rest:
             raise NotSettledError(f"{path}: zero bytes among its rows; is it being written?")
@@ -130,8 +133,8 @@ def read_tail(
     """Yield the rows of a growing star that came after `prefix` (None: its start), each table with the new prefix.
 
     Only rows that end in a newline are taken; what follows them, and what is written meanwhile, waits for the next
-    call. Raises PrefixChanged where the accepted bytes are not those of before, InvalidStarError,
-    UnreachableFileError.
+    call. Rows that cannot be used are told in the table's `refused`. Raises PrefixChanged where the accepted bytes are
+    not those of before, InvalidStarError, UnreachableFileError.
     """
     with _opened(path) as stream:
         opened = os.fstat(stream.fileno())
@@ -189,10 +192,8 @@ class _Tail:
         for line in lines:
             cells = split_cells(line, self._where)
             is_row = bool(cells) and not (cells[0][:1] == "#" and line.lstrip().startswith(b"#"))
-            if is_row and len(cells) != len(prefix.header.labels):
-                if is_block_line(line.strip()):
-                    break
-                self._refuse_row(cells, prefix, len(rows))
+            if is_row and len(cells) == 1 and is_block_line(line.strip()):
+                break
             if is_row and len(rows) == self._rows_per_table:
                 table, prefix = self._accepted(prefix, rows, pending)
                 yield table, prefix
@@ -220,12 +221,6 @@ class _Tail:
             self._digest.update(data)
             sha256 = self._digest.hexdigest()
         return table, StarPrefix(prefix.length + len(data), sha256, prefix.header, prefix.num_rows + len(rows))
-
-    def _refuse_row(self, cells: Sequence[str], prefix: StarPrefix, rows: int) -> None:
-        raise InvalidStarError(
-            f"{self._where}: row {prefix.num_rows + rows + 1} has {len(cells)} values for "
-            f"{len(prefix.header.labels)} labels"
-        )
 
 
 def _chained(first: bytes, lines: Iterator[bytes]) -> Iterator[bytes]:
