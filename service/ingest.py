@@ -278,7 +278,10 @@ def _cut(reading: _Reading) -> str:
     if reading.prefix is None:
         return f"{path}: no particle row yet; is it being written?"
     if not tail_is_blank(path, reading.prefix):
-        return f"{path}: its last row (after {reading.prefix.num_rows} complete ones) is cut; is it being written?"
+        return (
+            f"{path}: its last row (after {reading.prefix.num_rows} complete ones) is cut; is it being written? If it "
+            f"is complete, only its last newline is missing: add it (echo >> {path.name})"
+        )
     return ""
 
 

@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -16,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.durable import write_whole
-from cesped_stream.errors import InvalidStarError, NotSettledError, TransientError, UnreachableFileError
+from cesped_stream.errors import InvalidStarError, NotSettledError, TransientError
+from cesped_stream.particles.star_blocks import LaterBlocks
+from cesped_stream.particles.star_files import opened, refuse_foreign
 from cesped_stream.particles.star_header import HeaderReader, StarHeader, is_block_line
 from cesped_stream.particles.star_lines import CompleteLines, quoted, split_cells
 from cesped_stream.particles.star_normalise import normalised
@@ -103,13 +104,16 @@ def iter_star(path: Path, *, rows_per_table: int = ROWS_PER_TABLE) -> Iterator[P
 
     Memory does not grow with the number of rows. A star without rows gives one empty table.
     """
-    with _opened(path) as stream:
+    with opened(path) as stream:
         before = os.fstat(stream.fileno())
         size = before.st_size
-        _refuse_foreign(stream, path)
+        refuse_foreign(stream, path)
         stream.seek(max(0, size - 1))
         if size == 0 or stream.read(1) != b"\n":
-            raise NotSettledError(f"{path}: no newline at its end, so its last row may be cut; is it being written?")
+            raise NotSettledError(
+                f"{path}: no newline at its end, so its last row may be cut; is it being written? If it is complete, "
+                f"add the newline: echo >> {path.name}"
+            )
         stream.seek(0)
         tail = _Tail(stream, size, str(path), rows_per_table)
         found = False
@@ -134,28 +138,30 @@ def read_tail(
 
     Only rows that end in a newline are taken; what follows them, and what is written meanwhile, waits for the next
     call. Rows that cannot be used are told in the table's `refused`. Raises PrefixChanged where the accepted bytes are
-    not those of before, InvalidStarError, UnreachableFileError.
+    not those of before, NotSettledError where data_optics stands after the rows and is not written yet,
+    InvalidStarError, UnreachableFileError.
     """
-    with _opened(path) as stream:
-        opened = os.fstat(stream.fileno())
-        size = opened.st_size
+    with opened(path) as stream:
+        at_first = os.fstat(stream.fileno())
+        size = at_first.st_size
         digest = hashlib.sha256()
+        lines_before = 0
         if prefix is None:
-            _refuse_foreign(stream, path)
+            refuse_foreign(stream, path)
         else:
-            _check_prefix(stream, prefix, digest, path)
-        tail = _Tail(stream, size - (prefix.length if prefix else 0), str(path), rows_per_table, digest)
+            lines_before = _check_prefix(stream, prefix, digest, path)
+        tail = _Tail(stream, size, str(path), rows_per_table, digest, lines_before)
         for accepted in tail.tables(prefix):
             now = os.fstat(stream.fileno())
             # Rewritten in place meanwhile: a line may be half old, half new.
-            if (now.st_size, now.st_mtime_ns) != (size, opened.st_mtime_ns):
+            if (now.st_size, now.st_mtime_ns) != (size, at_first.st_mtime_ns):
                 return
             yield accepted
 
 
 def tail_is_blank(path: Path, prefix: StarPrefix) -> bool:
     """Return whether nothing but empty lines or another data block follows the accepted rows: no row is cut."""
-    with _opened(path) as stream:
+    with opened(path) as stream:
         stream.seek(prefix.length)
         lines = CompleteLines(stream, max(0, os.fstat(stream.fileno()).st_size - prefix.length), str(path))
         for line in lines:
@@ -166,16 +172,26 @@ def tail_is_blank(path: Path, prefix: StarPrefix) -> bool:
 
 
 class _Tail:
-    """Tables of the complete rows in the next `limit` bytes of a stream."""
+    """Tables of the complete rows from where a stream of `size` bytes stands, after `lines_before` lines."""
 
     def __init__(
-        self, stream: BinaryIO, limit: int, where: str, rows_per_table: int, digest: "hashlib._Hash | None" = None
+        self,
+        stream: BinaryIO,
+        size: int,
+        where: str,
+        rows_per_table: int,
+        digest: "hashlib._Hash | None" = None,
+        lines_before: int = 0,
     ) -> None:
-        self.lines = CompleteLines(stream, limit, where)
+        self._stream = stream
+        self._size = size
+        self.lines = self._lines_from(stream.tell(), where)
         self._where = where
         self._rows_per_table = rows_per_table
         self._digest = digest
+        self._lines_before = lines_before
         self._header = HeaderReader(where)
+        self._optics_open = False
 
     def tables(self, prefix: StarPrefix | None) -> Iterator[tuple[ParticleTable, StarPrefix]]:
         lines = iter(self.lines)
@@ -188,11 +204,17 @@ class _Tail:
             pending = self._header.consumed
             assert self._header.first_row is not None
             lines = _chained(self._header.first_row, lines)
+        if prefix.header.optics_follow:
+            start = prefix.length + sum(len(line) + 1 for line in pending)
+            prefix = replace(prefix, header=self._with_later_optics(prefix, start, len(pending)))
+            self.lines = self._lines_from(start, self._where)
+            lines = iter(self.lines)
         rows: list[tuple[str, ...]] = []
         for line in lines:
             cells = split_cells(line, self._where)
             is_row = bool(cells) and not (cells[0][:1] == "#" and line.lstrip().startswith(b"#"))
             if is_row and len(cells) == 1 and is_block_line(line.strip()):
+                self._later_blocks(line, lines, len(pending), prefix.header)
                 break
             if is_row and len(rows) == self._rows_per_table:
                 table, prefix = self._accepted(prefix, rows, pending)
@@ -204,6 +226,43 @@ class _Tail:
         if rows:
             yield self._accepted(prefix, rows, pending)
 
+    def _lines_from(self, start: int, where: str) -> CompleteLines:
+        self._stream.seek(start)
+        return CompleteLines(self._stream, self._size - start, where)
+
+    def _later_blocks(self, first: bytes, lines: Iterator[bytes], read: int, header: StarHeader) -> LaterBlocks:
+        later = LaterBlocks(self._where, self._lines_before + read + 1, header.optics_follow)
+        later.read(first, lines)
+        return later
+
+    def _with_later_optics(self, prefix: StarPrefix, start: int, read: int) -> StarHeader:
+        """Return the header with the optics that follow the rows: one pass over the rest of the file."""
+        lines = iter(self._lines_from(start, self._where))
+        found = None
+        for line in lines:
+            if b"data_" in line and is_block_line(line.strip()):
+                found = self._later_blocks(line, lines, read, prefix.header)
+                break
+            read += 1
+        if found is None or found.optics is None:
+            raise NotSettledError(
+                f"{self._where}: its rows name an rlnOpticsGroup, but no data_optics with a row stands before them or "
+                "after them yet; is it being written?"
+            )
+        if prefix.header.optics and prefix.header.optics != found.optics:
+            raise PrefixChanged(f"{self._where}: the optics of its rows changed since they were read; read it again")
+        self._optics_open = found.optics_open
+        return replace(prefix.header, optics=found.optics)
+
+    def _check_optics_complete(self, header: StarHeader, rows: Sequence[tuple[str, ...]]) -> None:
+        place = header.labels.index(OPTICS_GROUP_LABEL)
+        known = {str(number) for number in header.optics or ()}
+        if missing := {cells[place] for cells in rows if len(cells) == len(header.labels)} - known:
+            raise NotSettledError(
+                f"{self._where}: rows name optics group {min(missing)}, which data_optics at the end of the file does "
+                "not have yet; is it being written? If it is complete, correct the rows and end it with an empty line"
+            )
+
     def empty_table(self) -> ParticleTable:
         header = self._header.empty_table()
         if header is None:
@@ -214,7 +273,10 @@ class _Tail:
     def _accepted(
         self, prefix: StarPrefix, rows: list[tuple[str, ...]], pending: list[bytes]
     ) -> tuple[ParticleTable, StarPrefix]:
+        if self._optics_open:
+            self._check_optics_complete(prefix.header, rows)
         table = normalised(Rows(self._where, prefix.header, rows, prefix.num_rows))
+        self._lines_before += len(pending)
         data = b"\n".join(pending) + b"\n"
         sha256 = ""
         if self._digest is not None:
@@ -228,44 +290,16 @@ def _chained(first: bytes, lines: Iterator[bytes]) -> Iterator[bytes]:
     yield from lines
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open for reading; any failure of the file system, also while reading, becomes UnreachableFileError."""
-    try:
-        if not path.is_file():
-            raise UnreachableFileError(f"{path}: no such file, or no regular one; was it moved?")
-        with open(path, "rb") as stream:
-            yield stream
-    except OSError as error:
-        raise UnreachableFileError(
-            f"{path}: {error.strerror}; is its mount there, and may this user read it?"
-        ) from None
-
-
-def _refuse_foreign(stream: BinaryIO, path: Path) -> None:
-    """Raise InvalidStarError for a file that can never become a star; leave the stream at its start."""
-    stream.seek(0)
-    head = stream.read(4096)
-    stream.seek(0)
-    if head.startswith(b"\x93NUMPY") or head.startswith(b"\x89HDF"):
-        raise InvalidStarError(
-            f"{path}: a cryoSPARC dataset (.cs), not a star; convert it with csparc2star.py of pyem and give that star"
-        )
-    if head.startswith(b"\xef\xbb\xbf"):
-        raise InvalidStarError(f"{path}: starts with a byte order mark; save it as plain UTF-8")
-    text = head.lstrip()
-    start = text[:5]
-    if text and not text.startswith(b"\0") and not text.startswith(b"#") and not b"data_".startswith(start):
-        raise InvalidStarError(f"{path}: starts with {head[:16]!r}, not with a data_ block; is this a star file?")
-
-
-def _check_prefix(stream: BinaryIO, prefix: StarPrefix, digest: "hashlib._Hash", path: Path) -> None:
-    left = prefix.length
+def _check_prefix(stream: BinaryIO, prefix: StarPrefix, digest: "hashlib._Hash", path: Path) -> int:
+    """Return how many lines the prefix has."""
+    left, lines = prefix.length, 0
     while left and (block := stream.read(min(left, 1 << 20))):
         digest.update(block)
+        lines += block.count(b"\n")
         left -= len(block)
     if left or digest.hexdigest() != prefix.sha256:
         raise PrefixChanged(f"{path}: its first {prefix.num_rows} rows changed since they were read; read it again")
+    return lines
 
 
 def union_of_labels(a: Sequence[str], b: Sequence[str]) -> tuple[str, ...]:

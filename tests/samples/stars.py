@@ -73,3 +73,9 @@ def written(folder: Path, data: bytes, name: str = "particles.star") -> Path:
     path = folder / name
     path.write_bytes(data)
     return path
+
+
+def particles_first() -> bytes:
+    """data_particles before data_optics, which RELION reads as well."""
+    head, particles = relion31(5).split(b"\n# version 30001\n\ndata_particles")
+    return b"\ndata_particles" + particles + head

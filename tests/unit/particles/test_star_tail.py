@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from samples.stars import relion31, relion31_row, written
+from samples.stars import particles_first, relion31, relion31_row, written
 
-from cesped_stream.errors import TransientError, UnreachableFileError
+from cesped_stream.errors import InvalidStarError, NotSettledError, TransientError, UnreachableFileError
 from cesped_stream.particles.star import PrefixChanged, StarPrefix, read_tail, tail_is_blank
 from cesped_stream.particles.table import ParticleTable
 
@@ -143,6 +143,39 @@ def test_star_on_a_failing_disk_is_unreachable(tmp_path: Path, monkeypatch: pyte
     def failing(*_: object) -> bytes:
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr("cesped_stream.particles.star._refuse_foreign", failing)
+    monkeypatch.setattr("cesped_stream.particles.star.refuse_foreign", failing)
     with pytest.raises(UnreachableFileError, match="Stale file handle; is its mount there"):
         list(read_tail(path, None))
+
+
+def test_second_star_after_the_first_is_refused_by_its_line_also_when_it_comes_later(tmp_path: Path) -> None:
+    path = written(tmp_path, relion31(3) + relion31(2))
+    with pytest.raises(InvalidStarError, match=r"line 41: another data_optics"):
+        list(read_tail(path, None))
+    path = written(tmp_path, relion31(3))
+    _, prefix = drained(path, None)
+    with path.open("ab") as stream:
+        stream.write(b"\ndata_particles\n\nloop_\n_rlnMicrographName #1\n_rlnImageName #2\n")
+    with pytest.raises(InvalidStarError, match=r"line 39: data_particles holds particles again"):
+        list(read_tail(path, prefix))
+
+
+def test_rows_before_their_optics_wait_and_a_tail_follows_them(tmp_path: Path) -> None:
+    # No empty line between, so that the next row lies beyond what was accepted.
+    rows, optics = particles_first().split(b" \n\n# version 30001\n\ndata_optics")
+    whole = rows + b"data_optics" + optics
+    path = written(tmp_path, whole.partition(b"data_optics")[0])
+    with pytest.raises(NotSettledError, match="no data_optics with a row stands before them or after them"):
+        list(read_tail(path, None))
+    path.write_bytes(whole)
+    (first, second), prefix = drained(path, None)
+    assert (len(first), len(second), prefix.num_rows) == (4, 1, 5)
+    prefix = StarPrefix.from_json(json.loads(json.dumps(prefix.to_json())))
+    longer = whole.replace(relion31_row(4).encode(), (relion31_row(4) + relion31_row(5)).encode())
+    path.write_bytes(longer)
+    (table,), after = drained(path, prefix)
+    assert table.places_in_star() == (5,)
+    assert table.optics == first.optics
+    path.write_bytes(longer.replace(b"300.000000", b"200.000000"))
+    with pytest.raises(PrefixChanged, match="optics of its rows changed"):
+        list(read_tail(path, after))
