@@ -1,6 +1,8 @@
 """Names of images in stars: "000001@stack.mrcs", as RELION writes and reads them."""
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from cesped_stream.errors import InvalidStarError
@@ -33,6 +35,21 @@ def parse_image_name(text: str) -> tuple[int, str]:
 def names_no_image(text: str) -> bool:
     """Return whether a name that can be parsed has no index: it stands for the one image of its file."""
     return "@" not in text
+
+
+def check_names_of_one_stack(path: Path, num_images: int, texts: Iterable[str]) -> None:
+    """Raise InvalidStarError where an image name without an index stands for a file of several images.
+
+    RELION and other programs write such names for files of one image, and of volumes, which are no images.
+    """
+    if num_images == 1:
+        return
+    for text in texts:
+        if names_no_image(text):
+            raise InvalidStarError(
+                f"{path}: holds {num_images} images, and {text[:200]!r} names none of them; write "
+                f"000001@{text[:200]} and so on (a volume is no particle image)"
+            )
 
 
 def _without_format(text: str, name: str) -> str:

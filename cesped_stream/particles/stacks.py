@@ -26,7 +26,7 @@ from cesped_stream.errors import (
     NotSettledError,
     UnreachableFileError,
 )
-from cesped_stream.particles.image_names import parse_image_name
+from cesped_stream.particles.image_names import check_names_of_one_stack, parse_image_name
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.table import ParticleTable
 
@@ -35,6 +35,7 @@ __all__ = [
     "ImageGroup",
     "StackHeader",
     "StackReader",
+    "check_names_of_one_stack",
     "parse_image_name",
     "read_header",
     "read_images",
@@ -52,6 +53,14 @@ MODE_DTYPES: Final = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 MAX_BOX: Final = 8192
 
 _READ_BYTES: Final = 1 << 24
+_PACKED: Final = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+"""What a compressed file begins with."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,8 @@ def _header_of(descriptor: int, path: Path) -> StackHeader:
         data = os.pread(descriptor, HEADER_BYTES, 0)
     except OSError as error:
         raise UnreachableFileError(f"{path}: {error.strerror} while reading; is its mount there?") from None
+    if (packed := next((name for magic, name in _PACKED.items() if data.startswith(magic)), None)) is not None:
+        raise InvalidStackError(f"{path}: is compressed ({packed}), no plain MRC stack; unpack it and name that file")
     if len(data) < HEADER_BYTES:
         raise NotSettledError(f"{path}: {len(data)} bytes, an MRC header has {HEADER_BYTES}; is it being written?")
     if not any(data):
@@ -144,6 +155,12 @@ def _header_of(descriptor: int, path: Path) -> StackHeader:
     (extended,) = struct.unpack(order + "i", data[92:96])
     if not 0 <= extended <= 1 << 30:
         raise InvalidStackError(f"{path}: its extended header has {extended} bytes; the header is damaged")
+    axes = struct.unpack(order + "3i", data[64:76])
+    if axes not in ((1, 2, 3), (0, 0, 0)):
+        raise InvalidStackError(
+            f"{path}: its axes (MAPC, MAPR, MAPS) are {axes[0]}, {axes[1]}, {axes[2]}, so its images may lie turned; "
+            "only 1, 2, 3 (or 0, 0, 0: not stated) is read. Write it again with x, y and image as its axes"
+        )
     (cell,) = struct.unpack(order + "f", data[40:44])
     (samples,) = struct.unpack(order + "i", data[28:32])
     pixel_size = cell / samples if samples > 0 and np.isfinite(cell) and cell > 0 else 0.0
@@ -358,7 +375,9 @@ def read_images(table: ParticleTable, reader: StackReader, *, root: Path | None 
     for row, path in enumerate(paths):
         rows_of.setdefault(path, []).append(row)
     by_box: dict[int, list[Path]] = {}
-    for path in rows_of:
+    texts = table.column("rlnImageName")
+    for path, rows in rows_of.items():
+        check_names_of_one_stack(path, reader.header(path).num_images, (texts[row] for row in rows))
         by_box.setdefault(reader.header(path).box_size, []).append(path)
     return [_group(box, {path: rows_of[path] for path in stacks}, names, reader) for box, stacks in by_box.items()]
 

@@ -72,6 +72,28 @@ def test_a_part_of_nothing_but_unusable_rows_stops_no_other(bench: Bench) -> Non
     core.close()
 
 
+def test_rows_that_name_a_stack_of_several_images_and_none_of_them_are_refused(bench: Bench) -> None:
+    bench.land_stack("s", 4)
+    bench.land_stack("one", 1)
+    (bench.landing / "s.star").write_text(star_text("s", range(1, 5)).replace("000003@", ""))
+    (bench.landing / "one.star").write_text(star_text("one", [1]).replace("000001@", ""))
+    core = bench.open()
+    turns(core, bench)
+    assert (core.status().landed, core.status().refused_rows) == (4, 1)
+    assert '"row": 3' in reasons(bench) and "holds 4 images, and 's.mrcs' names none of them" in reasons(bench)
+    core.close()
+
+
+def test_rows_of_a_stack_that_can_never_be_read_are_refused_at_once(bench: Bench) -> None:
+    bench.land_star("s", range(1, 4))
+    (bench.landing / "s.mrcs").write_bytes(b"\x1f\x8b\x08" + bytes(5000))
+    core = bench.open()
+    turns(core, bench)
+    assert (core.status().landed, core.status().refused_rows) == (0, 3)
+    assert "is compressed (gzip)" in reasons(bench)
+    core.close()
+
+
 def test_a_row_twice_in_one_star_counts_once(bench: Bench) -> None:
     bench.land_stack("s", 3)
     bench.land_star("s", [1, 2, 2, 3, 1])
