@@ -38,7 +38,7 @@ def normalised(rows: Rows) -> ParticleTable:
 
 def _table(rows: Rows) -> ParticleTable:
     labels = rows.header.labels
-    columns = rows.columns()
+    columns = dict(rows.columns)
     if "rlnTomoVisibleFrames" in columns:
         raise InvalidStarError(
             f"{rows.where}: particles are 2D stacks of a tomogram (rlnTomoVisibleFrames), several images a row; only "

@@ -1,8 +1,9 @@
 """Rows as they stand in a star, and which of them cannot be used, with the reason by file, row, column and value."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 from cesped_stream.errors import InvalidStarError
@@ -43,7 +44,8 @@ class Rows:
         """Return file and row, counted from 1, for messages."""
         return f"{self.where}: row {self.first_row + row + 1}"
 
-    def columns(self) -> dict[str, Sequence[str]]:
+    @cached_property
+    def columns(self) -> Mapping[str, Sequence[str]]:
         """Return the cells of each label; ValueError where a row has another number of them."""
         labels = self.header.labels
         return dict(zip(labels, zip(*self.cells, strict=True) if self.cells else [()] * len(labels), strict=True))
@@ -52,17 +54,18 @@ class Rows:
 def refused_rows(rows: Rows) -> dict[int, str]:
     """Return the rows (from 0 among these) that cannot be used, each with the first reason found."""
     count = len(rows.header.labels)
-    refused = {
-        row: f"{rows.name(row)} has {len(cells)} values for {count} labels; is a value empty, or has a name a blank?"
-        for row, cells in enumerate(rows.cells)
-        if len(cells) != count
-    }
-    if refused:
-        whole = [row for row in range(len(rows.cells)) if row not in refused]
-        columns = replace(rows, cells=[rows.cells[k] for k in whole]).columns()
-    else:
-        whole, columns = list(range(len(rows.cells))), rows.columns()
-    for label, column in columns.items():
+    refused: dict[int, str] = {}
+    whole: Sequence[int] = range(len(rows.cells))
+    checked = rows
+    if set(map(len, rows.cells)) - {count}:
+        refused = {
+            row: f"{rows.name(row)} has {len(cells)} values for {count} labels; is one empty, or has a name a blank?"
+            for row, cells in enumerate(rows.cells)
+            if len(cells) != count
+        }
+        whole = [row for row in whole if row not in refused]
+        checked = replace(rows, cells=[rows.cells[row] for row in whole])
+    for label, column in checked.columns.items():
         for place, why in _wrong_cells(rows, label, column):
             row = whole[place]
             refused.setdefault(row, f"{rows.name(row)}, {label}: {why}")
