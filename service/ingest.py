@@ -201,7 +201,9 @@ class Ingest:
             if read is not None:
                 reading.failing_since, reading.problem = None, ""
                 table, reading.prefix = read
-                if len(table) < self._settings.service.batch_rows and isinstance(reading.tables, Generator):
+                if len(table) + len(table.refused) < self._settings.service.batch_rows and isinstance(
+                    reading.tables, Generator
+                ):
                     # The last one: close the file now, thousands of stars may wait for their turn or their stacks.
                     reading.tables.close()
                 return self._accept(reading, [self._part(reading, table, now)], now), True
@@ -219,8 +221,7 @@ class Ingest:
         _require_ctf(reading.star.path, table)
         if not reading.record.aligned and self._acceptance.is_aligned(reading.star.path, table):
             reading.record = replace(reading.record, aligned=True)
-        numbers = tuple(range(table.first_row, table.first_row + len(table)))
-        return Part(table, numbers, now, reading.record.aligned)
+        return Part(table, table.places_in_star(), now, reading.record.aligned)
 
     def _accept(self, reading: _Reading, parts: list[Part], now: float) -> list[AcceptedRows]:
         """Accept what has its stack, keep what waits, refuse what cannot be; after an error all parts wait."""
@@ -239,6 +240,7 @@ class Ingest:
             late = now - part.since > self._settings.landing.stack_timeout_seconds
             lost = verdict.refused + ([(place, self._too_late(why)) for place, why in verdict.waiting] if late else [])
             refused.extend((part.numbers[place], why) for place, why in lost)
+            refused.extend(part.table.refused)
             if verdict.waiting and not late:
                 reading.waiting.append(part.select([place for place, _ in verdict.waiting]))
                 why = verdict.waiting[0][1]
@@ -417,7 +419,10 @@ def _cut(reading: _Reading) -> str:
     if reading.prefix is None:
         return "" if _is_empty_table(path) else f"{path}: no particle row yet; is it being written?"
     if not tail_is_blank(path, reading.prefix):
-        return f"{path}: its last row (after {reading.prefix.num_rows} complete ones) is cut; is it being written?"
+        return (
+            f"{path}: its last row (after {reading.prefix.num_rows} complete ones) is cut; is it being written? If it "
+            f"is complete, only its last newline is missing: add it (echo >> {path.name})"
+        )
     return ""
 
 

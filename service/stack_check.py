@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Protocol
 
 from cesped_stream.errors import CespedStreamError, PermanentError, TransientError
+from cesped_stream.particles.image_names import names_no_image
 from cesped_stream.particles.landing import StackState, stack_is_complete
 from cesped_stream.particles.stack_paths import resolve_stack
-from cesped_stream.particles.stacks import parse_image_name, read_header
+from cesped_stream.particles.stacks import check_names_of_one_stack, parse_image_name, read_header
 
 from .accepting import Identity, Part, ReadyRows
 from .settings import LandingSettings
@@ -53,7 +54,8 @@ class StackCheck:
         """Sort the rows of a part. Nothing outside the allowed roots is opened."""
         verdict = Verdict()
         by_name: dict[str, list[tuple[int, int]]] = {}
-        for place, image in enumerate(part.table.column("rlnImageName")):
+        images = part.table.column("rlnImageName")
+        for place, image in enumerate(images):
             try:
                 index, name = parse_image_name(image)
             except CespedStreamError as error:
@@ -69,6 +71,7 @@ class StackCheck:
                 verdict.refused.extend((place, str(error)) for place, _ in rows)
             else:
                 self._judge_stack(stack, rows, star, now, verdict)
+                self._refuse_names_of_no_image(stack, [(place, images[place]) for place, _ in rows], verdict)
         self._refuse_other_boxes(part, verdict)
         return verdict
 
@@ -78,7 +81,11 @@ class StackCheck:
         if not (self._watcher.stack_is_settled(stack, now) or star.done):
             verdict.waiting.extend((place, f"{stack}: still changing") for place, _ in rows)
             return
-        reason = stack_is_complete(stack, max(index for _, index in rows) + 1).reason
+        completeness = stack_is_complete(stack, max(index for _, index in rows) + 1)
+        reason = completeness.reason
+        if completeness.state is StackState.INVALID:
+            verdict.refused.extend((place, reason) for place, _ in rows)
+            return
         num_complete = self._num_complete(stack) if reason else max(index for _, index in rows) + 1
         box_size = read_header(stack).box_size if num_complete else 0
         for place, index in rows:
@@ -87,6 +94,18 @@ class StackCheck:
                 verdict.box_sizes[place] = box_size
             else:
                 verdict.waiting.append((place, reason))
+
+    def _refuse_names_of_no_image(self, stack: Path, names: list[tuple[int, str]], verdict: Verdict) -> None:
+        """Refuse rows that name a stack of several images and none of them."""
+        unindexed = [(place, name) for place, name in names if names_no_image(name) and place in verdict.identities]
+        if not unindexed:
+            return
+        try:
+            check_names_of_one_stack(stack, read_header(stack).num_images, [unindexed[0][1]])
+        except PermanentError as error:
+            for place, _ in unindexed:
+                del verdict.identities[place], verdict.box_sizes[place]
+                verdict.refused.append((place, str(error)))
 
     def _refuse_other_boxes(self, part: Part, verdict: Verdict) -> None:
         """Refuse rows whose optics group names another box than their stack has: RELION takes the box from there."""

@@ -18,7 +18,14 @@ from cesped_stream.errors import InvalidEntryError, InvalidSettingsError, Invali
 from cesped_stream.particles.half_sets import check_both_halves
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.stack_writer import StackWriter
-from cesped_stream.particles.stacks import STACK_LABEL, StackHeader, StackReader, parse_image_name, read_images
+from cesped_stream.particles.stacks import (
+    STACK_LABEL,
+    StackHeader,
+    StackReader,
+    check_names_of_one_stack,
+    parse_image_name,
+    read_images,
+)
 from cesped_stream.particles.star import read_star, write_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.point_group import point_group_name
@@ -167,7 +174,10 @@ def _source(half: int, table: ParticleTable, star: Path, particles_root: Path | 
             found[name] = resolve_stack(name, star=star, image_root=particles_root, allowed_roots=(Path("/"),))
         stacks.append(found[name])
         indices.append(index)
-    return _Source(half, table, stacks, indices, {path: reader.header(path) for path in dict.fromkeys(stacks)})
+    headers = {path: reader.header(path) for path in dict.fromkeys(stacks)}
+    for path, text in zip(stacks, table.column("rlnImageName"), strict=True):
+        check_names_of_one_stack(path, headers[path].num_images, [text])
+    return _Source(half, table, stacks, indices, headers)
 
 
 def _linked_already(folder: Path, new: Sequence[_Source], reader: StackReader) -> list[_Source]:

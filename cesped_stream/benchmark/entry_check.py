@@ -1,7 +1,7 @@
 """Whether the star, stack and info of a half-set belong together."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.errors import CespedStreamError, InvalidEntryError, InvalidSettingsError, InvalidStarError
-from cesped_stream.particles.stacks import StackHeader, StackReader, parse_image_name
+from cesped_stream.particles.stacks import StackHeader, StackReader, check_names_of_one_stack, parse_image_name
 from cesped_stream.particles.star import iter_star
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.point_group import point_group_name
@@ -134,13 +134,15 @@ class _Rows:
         check.num_rows += len(table)
         check.num_with_poses += int(table.has_poses().sum())
         check.pixel_sizes_angstrom.update(group.pixel_size_angstrom for group in table.optics)
-        names = [parse_image_name(text) for text in table.column("rlnImageName")]
+        texts = table.column("rlnImageName")
+        names = [parse_image_name(text) for text in texts]
         rows_of: dict[str, list[int]] = {}
         for row, (_, name) in enumerate(names):
             rows_of.setdefault(name, []).append(row)
         for name, rows in rows_of.items():
             stack = self._opened(name)
             if stack is not None:
+                self._check_names(stack, (texts[row] for row in rows))
                 index = np.array([names[row][0] for row in rows], np.int64)
                 self._check_images(table, np.array(rows, np.int64), index, stack)
         self._check_subset(table)
@@ -181,6 +183,12 @@ class _Rows:
                     f"({header.num_images:,} images of {header.box_size} px); is the copy finished?",
                 )
         return self._stacks[name]
+
+    def _check_names(self, stack: _Stack, texts: Iterable[str]) -> None:
+        try:
+            check_names_of_one_stack(stack.path, stack.header.num_images, texts)
+        except CespedStreamError as error:
+            self._check.found(Severity.ERROR, str(error))
 
     def _check_images(
         self, table: ParticleTable, rows: NDArray[np.int64], index: NDArray[np.int64], stack: _Stack

@@ -5,7 +5,6 @@ instead of SIGBUS.
 """
 
 import os
-import re
 import stat
 import struct
 import threading
@@ -24,10 +23,10 @@ from cesped_stream.durable import fsync_folder
 from cesped_stream.errors import (
     ForbiddenPathError,
     InvalidStackError,
-    InvalidStarError,
     NotSettledError,
     UnreachableFileError,
 )
+from cesped_stream.particles.image_names import check_names_of_one_stack, parse_image_name
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.table import ParticleTable
 
@@ -36,6 +35,7 @@ __all__ = [
     "ImageGroup",
     "StackHeader",
     "StackReader",
+    "check_names_of_one_stack",
     "parse_image_name",
     "read_header",
     "read_images",
@@ -50,11 +50,17 @@ STACK_LABEL: Final = "cestreamStack"
 HEADER_BYTES: Final = 1024
 DIGEST_BYTES: Final = 16
 MODE_DTYPES: Final = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
-MAX_INDEX: Final = 2**31 - 1
 MAX_BOX: Final = 8192
 
-_IMAGE_NAME = re.compile(r"(?:([0-9]{1,20})@)?([^\x00-\x1f\x7f]+)")
 _READ_BYTES: Final = 1 << 24
+_PACKED: Final = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+"""What a compressed file begins with."""
 
 
 @dataclass(frozen=True)
@@ -100,22 +106,6 @@ class ImageGroup:
     digests: NDArray[np.uint8]
 
 
-def parse_image_name(text: str) -> tuple[int, str]:
-    """Return (index from 0, stack name) of "000001@stack.mrcs"; a name without @ is the one image of its file.
-
-    Raises InvalidStarError for an index below 1 or beyond what a stack can hold, and for an empty or unprintable name.
-    """
-    match = _IMAGE_NAME.fullmatch(text)
-    if match is None or (match[1] is None and "@" in text):
-        raise InvalidStarError(f"{text[:200]!r} is no image name; RELION writes 000001@stack.mrcs")
-    if match[1] is None:
-        return 0, match[2]
-    index = int(match[1])
-    if not 1 <= index <= MAX_INDEX:
-        raise InvalidStarError(f"{text[:200]!r}: image {index} cannot be; images of a stack count from 1")
-    return index - 1, match[2]
-
-
 def read_header(path: Path) -> StackHeader:
     """Return the stack's header. Raises InvalidStackError, NotSettledError (shorter than a header),
     UnreachableFileError, ForbiddenPathError (no regular file)."""
@@ -146,6 +136,8 @@ def _header_of(descriptor: int, path: Path) -> StackHeader:
         data = os.pread(descriptor, HEADER_BYTES, 0)
     except OSError as error:
         raise UnreachableFileError(f"{path}: {error.strerror} while reading; is its mount there?") from None
+    if (packed := next((name for magic, name in _PACKED.items() if data.startswith(magic)), None)) is not None:
+        raise InvalidStackError(f"{path}: is compressed ({packed}), no plain MRC stack; unpack it and name that file")
     if len(data) < HEADER_BYTES:
         raise NotSettledError(f"{path}: {len(data)} bytes, an MRC header has {HEADER_BYTES}; is it being written?")
     if not any(data):
@@ -163,6 +155,12 @@ def _header_of(descriptor: int, path: Path) -> StackHeader:
     (extended,) = struct.unpack(order + "i", data[92:96])
     if not 0 <= extended <= 1 << 30:
         raise InvalidStackError(f"{path}: its extended header has {extended} bytes; the header is damaged")
+    axes = struct.unpack(order + "3i", data[64:76])
+    if axes not in ((1, 2, 3), (0, 0, 0)):
+        raise InvalidStackError(
+            f"{path}: its axes (MAPC, MAPR, MAPS) are {axes[0]}, {axes[1]}, {axes[2]}, so its images may lie turned; "
+            "only 1, 2, 3 (or 0, 0, 0: not stated) is read. Write it again with x, y and image as its axes"
+        )
     (cell,) = struct.unpack(order + "f", data[40:44])
     (samples,) = struct.unpack(order + "i", data[28:32])
     pixel_size = cell / samples if samples > 0 and np.isfinite(cell) and cell > 0 else 0.0
@@ -377,7 +375,9 @@ def read_images(table: ParticleTable, reader: StackReader, *, root: Path | None 
     for row, path in enumerate(paths):
         rows_of.setdefault(path, []).append(row)
     by_box: dict[int, list[Path]] = {}
-    for path in rows_of:
+    texts = table.column("rlnImageName")
+    for path, rows in rows_of.items():
+        check_names_of_one_stack(path, reader.header(path).num_images, (texts[row] for row in rows))
         by_box.setdefault(reader.header(path).box_size, []).append(path)
     return [_group(box, {path: rows_of[path] for path in stacks}, names, reader) for box, stacks in by_box.items()]
 

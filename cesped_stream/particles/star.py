@@ -8,7 +8,6 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -17,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cesped_stream.durable import write_whole
-from cesped_stream.errors import InvalidStarError, NotSettledError, TransientError, UnreachableFileError
+from cesped_stream.errors import InvalidStarError, NotSettledError, TransientError
 from cesped_stream.particles.missing_columns import optics_cells, shared_optics
+from cesped_stream.particles.star_blocks import LaterBlocks
+from cesped_stream.particles.star_files import opened, refuse_foreign
 from cesped_stream.particles.star_header import HeaderReader, StarHeader, is_block_line
 from cesped_stream.particles.star_lines import CompleteLines, quoted, split_cells
-from cesped_stream.particles.star_normalise import Rows, normalised
+from cesped_stream.particles.star_normalise import normalised
+from cesped_stream.particles.star_rows import Rows
 from cesped_stream.particles.table import OPTICS_GROUP_LABEL, OpticsGroup, ParticleTable
 
 ROWS_PER_TABLE: Final = 2000
@@ -71,18 +73,23 @@ def iter_star(path: Path, *, rows_per_table: int = ROWS_PER_TABLE) -> Iterator[P
 
     Memory does not grow with the number of rows. A star without rows gives one empty table.
     """
-    with _opened(path) as stream:
+    with opened(path) as stream:
         before = os.fstat(stream.fileno())
         size = before.st_size
-        _refuse_foreign(stream, path)
+        refuse_foreign(stream, path)
         stream.seek(max(0, size - 1))
         if size == 0 or stream.read(1) != b"\n":
-            raise NotSettledError(f"{path}: no newline at its end, so its last row may be cut; is it being written?")
+            raise NotSettledError(
+                f"{path}: no newline at its end, so its last row may be cut; is it being written? If it is complete, "
+                f"add the newline: echo >> {path.name}"
+            )
         stream.seek(0)
         tail = _Tail(stream, size, str(path), rows_per_table)
         found = False
         for table, _ in tail.tables(None):
             found = True
+            if table.refused:
+                raise InvalidStarError(table.refused[0][1])
             yield table
         if tail.lines.rest:
             raise NotSettledError(f"{path}: zero bytes among its rows; is it being written?")
@@ -99,31 +106,33 @@ def read_tail(
     """Yield the rows of a growing star that came after `prefix` (None: its start), each table with the new prefix.
 
     Only rows that end in a newline are taken; what follows them, and what is written meanwhile, waits for the next
-    call. Raises PrefixChanged where the accepted bytes are not those of before, InvalidStarError,
-    UnreachableFileError.
+    call. Rows that cannot be used are told in the table's `refused`. Raises PrefixChanged where the accepted bytes are
+    not those of before, NotSettledError where data_optics stands after the rows and is not written yet,
+    InvalidStarError, UnreachableFileError.
     """
-    with _opened(path) as stream:
-        opened = os.fstat(stream.fileno())
-        size = opened.st_size
+    with opened(path) as stream:
+        at_first = os.fstat(stream.fileno())
+        size = at_first.st_size
         digest = hashlib.sha256()
+        lines_before = 0
         if prefix is None:
-            _refuse_foreign(stream, path)
+            refuse_foreign(stream, path)
         else:
-            _check_prefix(stream, prefix, digest, path)
-        tail = _Tail(stream, size - (prefix.length if prefix else 0), str(path), rows_per_table, digest)
+            lines_before = _check_prefix(stream, prefix, digest, path)
+        tail = _Tail(stream, size, str(path), rows_per_table, digest, lines_before)
         for accepted in tail.tables(prefix):
             now = os.fstat(stream.fileno())
             # Rewritten in place meanwhile: a line may be half old, half new.
-            if (now.st_size, now.st_mtime_ns) != (size, opened.st_mtime_ns):
+            if (now.st_size, now.st_mtime_ns) != (size, at_first.st_mtime_ns):
                 return
             yield accepted
 
 
 def bytes_behind(path: Path, prefix: StarPrefix | None, most_bytes: int) -> bytes:
     """Return at most so many of the bytes that follow the accepted rows. Raises as `read_tail`."""
-    with _opened(path) as stream:
+    with opened(path) as stream:
         if prefix is None:
-            _refuse_foreign(stream, path)
+            refuse_foreign(stream, path)
         else:
             _check_prefix(stream, prefix, hashlib.sha256(), path)
         return stream.read(most_bytes)
@@ -133,17 +142,20 @@ def read_bytes_behind(
     path: Path, prefix: StarPrefix | None, data: bytes, *, rows_per_table: int = ROWS_PER_TABLE
 ) -> Iterator[tuple[ParticleTable, StarPrefix]]:
     """Yield the rows of bytes that stood behind the accepted rows of a star; as `read_tail`, which reads what stands
-    there now."""
+    there now. None of a star whose optics follow its rows: the bytes do not hold them."""
     digest = hashlib.sha256()
+    lines_before = 0
     if prefix is not None:
-        with _opened(path) as stream:
-            _check_prefix(stream, prefix, digest, path)
-    yield from _Tail(io.BytesIO(data), len(data), str(path), rows_per_table, digest).tables(prefix)
+        if prefix.header.optics_follow:
+            return
+        with opened(path) as stream:
+            lines_before = _check_prefix(stream, prefix, digest, path)
+    yield from _Tail(io.BytesIO(data), len(data), str(path), rows_per_table, digest, lines_before).tables(prefix)
 
 
 def tail_is_blank(path: Path, prefix: StarPrefix) -> bool:
     """Return whether nothing but empty lines or another data block follows the accepted rows: no row is cut."""
-    with _opened(path) as stream:
+    with opened(path) as stream:
         stream.seek(prefix.length)
         lines = CompleteLines(stream, max(0, os.fstat(stream.fileno()).st_size - prefix.length), str(path))
         for line in lines:
@@ -154,16 +166,26 @@ def tail_is_blank(path: Path, prefix: StarPrefix) -> bool:
 
 
 class _Tail:
-    """Tables of the complete rows in the next `limit` bytes of a stream."""
+    """Tables of the complete rows from where a stream of `size` bytes stands, after `lines_before` lines."""
 
     def __init__(
-        self, stream: BinaryIO, limit: int, where: str, rows_per_table: int, digest: "hashlib._Hash | None" = None
+        self,
+        stream: BinaryIO,
+        size: int,
+        where: str,
+        rows_per_table: int,
+        digest: "hashlib._Hash | None" = None,
+        lines_before: int = 0,
     ) -> None:
-        self.lines = CompleteLines(stream, limit, where)
+        self._stream = stream
+        self._size = size
+        self.lines = self._lines_from(stream.tell(), where)
         self._where = where
         self._rows_per_table = rows_per_table
         self._digest = digest
+        self._lines_before = lines_before
         self._header = HeaderReader(where)
+        self._optics_open = False
 
     def tables(self, prefix: StarPrefix | None) -> Iterator[tuple[ParticleTable, StarPrefix]]:
         lines = iter(self.lines)
@@ -176,14 +198,18 @@ class _Tail:
             pending = self._header.consumed
             assert self._header.first_row is not None
             lines = _chained(self._header.first_row, lines)
+        if prefix.header.optics_follow:
+            start = prefix.length + sum(len(line) + 1 for line in pending)
+            prefix = replace(prefix, header=self._with_later_optics(prefix, start, len(pending)))
+            self.lines = self._lines_from(start, self._where)
+            lines = iter(self.lines)
         rows: list[tuple[str, ...]] = []
         for line in lines:
             cells = split_cells(line, self._where)
             is_row = bool(cells) and not (cells[0][:1] == "#" and line.lstrip().startswith(b"#"))
-            if is_row and len(cells) != len(prefix.header.labels):
-                if is_block_line(line.strip()):
-                    break
-                self._refuse_row(cells, prefix, len(rows))
+            if is_row and len(cells) == 1 and is_block_line(line.strip()):
+                self._later_blocks(line, lines, len(pending), prefix.header)
+                break
             if is_row and len(rows) == self._rows_per_table:
                 table, prefix = self._accepted(prefix, rows, pending)
                 yield table, prefix
@@ -193,6 +219,43 @@ class _Tail:
                 rows.append(cells)
         if rows:
             yield self._accepted(prefix, rows, pending)
+
+    def _lines_from(self, start: int, where: str) -> CompleteLines:
+        self._stream.seek(start)
+        return CompleteLines(self._stream, self._size - start, where)
+
+    def _later_blocks(self, first: bytes, lines: Iterator[bytes], read: int, header: StarHeader) -> LaterBlocks:
+        later = LaterBlocks(self._where, self._lines_before + read + 1, header.optics_follow)
+        later.read(first, lines)
+        return later
+
+    def _with_later_optics(self, prefix: StarPrefix, start: int, read: int) -> StarHeader:
+        """Return the header with the optics that follow the rows: one pass over the rest of the file."""
+        lines = iter(self._lines_from(start, self._where))
+        found = None
+        for line in lines:
+            if b"data_" in line and is_block_line(line.strip()):
+                found = self._later_blocks(line, lines, read, prefix.header)
+                break
+            read += 1
+        if found is None or found.optics is None:
+            raise NotSettledError(
+                f"{self._where}: its rows name an rlnOpticsGroup, but no data_optics with a row stands before them or "
+                "after them yet; is it being written?"
+            )
+        if prefix.header.optics and prefix.header.optics != found.optics:
+            raise PrefixChanged(f"{self._where}: the optics of its rows changed since they were read; read it again")
+        self._optics_open = found.optics_open
+        return replace(prefix.header, optics=found.optics)
+
+    def _check_optics_complete(self, header: StarHeader, rows: Sequence[tuple[str, ...]]) -> None:
+        place = header.labels.index(OPTICS_GROUP_LABEL)
+        known = {str(number) for number in header.optics or ()}
+        if missing := {cells[place] for cells in rows if len(cells) == len(header.labels)} - known:
+            raise NotSettledError(
+                f"{self._where}: rows name optics group {min(missing)}, which data_optics at the end of the file does "
+                "not have yet; is it being written? If it is complete, correct the rows and end it with an empty line"
+            )
 
     def empty_table(self) -> ParticleTable:
         header = self._header.empty_table()
@@ -204,7 +267,10 @@ class _Tail:
     def _accepted(
         self, prefix: StarPrefix, rows: list[tuple[str, ...]], pending: list[bytes]
     ) -> tuple[ParticleTable, StarPrefix]:
+        if self._optics_open:
+            self._check_optics_complete(prefix.header, rows)
         table = normalised(Rows(self._where, prefix.header, rows, prefix.num_rows))
+        self._lines_before += len(pending)
         data = b"\n".join(pending) + b"\n"
         sha256 = ""
         if self._digest is not None:
@@ -212,56 +278,22 @@ class _Tail:
             sha256 = self._digest.hexdigest()
         return table, StarPrefix(prefix.length + len(data), sha256, prefix.header, prefix.num_rows + len(rows))
 
-    def _refuse_row(self, cells: Sequence[str], prefix: StarPrefix, rows: int) -> None:
-        raise InvalidStarError(
-            f"{self._where}: row {prefix.num_rows + rows + 1} has {len(cells)} values for "
-            f"{len(prefix.header.labels)} labels"
-        )
-
 
 def _chained(first: bytes, lines: Iterator[bytes]) -> Iterator[bytes]:
     yield first
     yield from lines
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open for reading; any failure of the file system, also while reading, becomes UnreachableFileError."""
-    try:
-        if not path.is_file():
-            raise UnreachableFileError(f"{path}: no such file, or no regular one; was it moved?")
-        with open(path, "rb") as stream:
-            yield stream
-    except OSError as error:
-        raise UnreachableFileError(
-            f"{path}: {error.strerror}; is its mount there, and may this user read it?"
-        ) from None
-
-
-def _refuse_foreign(stream: BinaryIO, path: Path) -> None:
-    """Raise InvalidStarError for a file that can never become a star; leave the stream at its start."""
-    stream.seek(0)
-    head = stream.read(4096)
-    stream.seek(0)
-    if head.startswith(b"\x93NUMPY") or head.startswith(b"\x89HDF"):
-        raise InvalidStarError(
-            f"{path}: a cryoSPARC dataset (.cs), not a star; convert it with csparc2star.py of pyem and give that star"
-        )
-    if head.startswith(b"\xef\xbb\xbf"):
-        raise InvalidStarError(f"{path}: starts with a byte order mark; save it as plain UTF-8")
-    text = head.lstrip()
-    start = text[:5]
-    if text and not text.startswith(b"\0") and not text.startswith(b"#") and not b"data_".startswith(start):
-        raise InvalidStarError(f"{path}: starts with {head[:16]!r}, not with a data_ block; is this a star file?")
-
-
-def _check_prefix(stream: BinaryIO, prefix: StarPrefix, digest: "hashlib._Hash", path: Path) -> None:
-    left = prefix.length
+def _check_prefix(stream: BinaryIO, prefix: StarPrefix, digest: "hashlib._Hash", path: Path) -> int:
+    """Return how many lines the prefix has."""
+    left, lines = prefix.length, 0
     while left and (block := stream.read(min(left, 1 << 20))):
         digest.update(block)
+        lines += block.count(b"\n")
         left -= len(block)
     if left or digest.hexdigest() != prefix.sha256:
         raise PrefixChanged(f"{path}: its first {prefix.num_rows} rows changed since they were read; read it again")
+    return lines
 
 
 def renumber(

@@ -3,7 +3,7 @@
 RELION 3.1 and later write `data_optics` and `data_particles`; 3.0 one block of any name (`data_`, `data_images`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from cesped_stream.errors import InvalidStarError
@@ -11,7 +11,8 @@ from cesped_stream.particles.star_lines import split_cells
 from cesped_stream.particles.table import OPTICS_GROUP_LABEL, OpticsGroup
 
 IMAGE_LABEL = "rlnImageName"
-_OPTICS_BLOCK = "optics"
+OPTICS_BLOCK = "optics"
+_PARTICLES_BLOCK = "particles"
 _ROW_BLOCKS = ("", "particles", "images", "micrographs", "movies", "coordinate_files")
 
 
@@ -21,13 +22,15 @@ class StarHeader:
 
     labels: tuple[str, ...]
     optics: Mapping[int, OpticsGroup] | None
+    optics_follow: bool = False
+    """data_optics stands after the rows; `optics` is empty until it was found."""
 
     def to_json(self) -> dict[str, object]:
         """Return the header as JSON can hold it; `from_json` gives it back."""
         groups = None
         if self.optics is not None:
             groups = [[number, [list(pair) for pair in group.values]] for number, group in self.optics.items()]
-        return {"labels": list(self.labels), "optics": groups}
+        return {"labels": list(self.labels), "optics": groups, "optics_follow": self.optics_follow}
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> "StarHeader":
@@ -38,7 +41,7 @@ class StarHeader:
         if groups is None:
             return cls(tuple(map(str, labels)), None)
         optics = {int(number): OpticsGroup(tuple((str(a), str(b)) for a, b in pairs)) for number, pairs in groups}
-        return cls(tuple(map(str, labels)), optics)
+        return cls(tuple(map(str, labels)), optics, bool(data.get("optics_follow", False)))
 
 
 def is_block_line(line: bytes) -> bool:
@@ -106,7 +109,7 @@ class HeaderReader:
     def _open(self, name: str) -> None:
         self._block = _Block(name)
         self.names.append(name)
-        if name == _OPTICS_BLOCK:
+        if name == OPTICS_BLOCK:
             if self._optics is not None:
                 raise InvalidStarError(f"{self.where}: two data_optics blocks; join stars with relion_star_handler")
             self._optics = self._block
@@ -144,11 +147,22 @@ class HeaderReader:
         assert self._block is not None
         labels = tuple(self._block.labels)
         if self._optics is None and OPTICS_GROUP_LABEL in labels:
+            if self._block.name == _PARTICLES_BLOCK:
+                return StarHeader(labels, {}, optics_follow=True)
             raise InvalidStarError(
                 f"{self.where}: rows name an {OPTICS_GROUP_LABEL} but no data_optics stands before them; write the "
                 "optics first, as RELION does"
             )
         return StarHeader(labels, None if self._optics is None else _optics_groups(self._optics, self.where))
+
+
+def optics_of_lines(lines: Iterable[bytes], where: str) -> dict[int, OpticsGroup] | None:
+    """Return the groups of a data_optics block by number, or None where it has no row yet. Raises InvalidStarError."""
+    reader = HeaderReader(where)
+    reader.read(iter(lines))
+    block = reader._optics
+    complete = block is not None and (block.rows if block.in_loop else block.texts)
+    return _optics_groups(block, where) if block is not None and complete else None
 
 
 def _is_label(text: bytes, in_loop: bool) -> bool:

@@ -20,6 +20,17 @@ Int64 = NDArray[np.int64]
 
 OPTICS_GROUP_LABEL = "rlnOpticsGroup"
 
+CTF_OF_PARTICLES = (
+    "rlnDefocusU",
+    "rlnDefocusV",
+    "rlnDefocusAngle",
+    "rlnPhaseShift",
+    "rlnCtfBfactor",
+    "rlnCtfScalefactor",
+)
+CTF_OF_OPTICS = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+"""Where a table that was read has the values of the CTF; a star may have each of them in either place."""
+
 
 def thinned(count: int, most: int) -> Int64:
     """Return at most `most` of `count` row numbers, ascending and evenly spread: every k-th."""
@@ -105,6 +116,9 @@ class ParticleTable:
     optics_index: Int64
     source: str = field(default="", compare=False)
     first_row: int = field(default=0, compare=False)
+    refused: tuple[tuple[int, str], ...] = field(default=(), compare=False)
+    """Of a table that `read_tail` gives: rows that stand between these and cannot be used, (place in the star from 0,
+    reason). They are not in `rows`."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,6 +141,12 @@ class ParticleTable:
             return np.array(self.column(label), dtype=np.float64)
         except ValueError as error:
             raise InvalidStarError(f"{self.source or 'star'}: column {label}: {error}") from None
+
+    def places_in_star(self) -> tuple[int, ...]:
+        """Return the place in the star, from 0, of each row of a table as it was read."""
+        refused = {place for place, _ in self.refused}
+        last = self.first_row + len(self) + len(refused)
+        return tuple(place for place in range(self.first_row, last) if place not in refused)
 
     def select(self, index: Sequence[int] | Int64) -> "ParticleTable":
         """Return the rows at `index`, in that order."""
@@ -197,19 +217,33 @@ class ParticleTable:
         """Return the pixel size `(n,)` of each particle's optics group."""
         return self._of_optics([group.pixel_size_angstrom for group in self.optics])
 
+    def ctf_values(self, label: str, default: float | None = None) -> Float64:
+        """Return a value of the CTF `(n,)`: the particle's, else its optics group's, else `default`; as RELION does.
+
+        InvalidStarError where it is nowhere and no default is given, or is no number.
+        """
+        if label in self.labels:
+            return self.numbers(label)
+        used = np.unique(self.optics_index)
+        if default is None and any(self.optics[k].text(label) is None for k in used):
+            raise InvalidStarError(
+                f"{self.source or 'star'}: no {label}, neither a column of the particles nor of data_optics; add it"
+            )
+        return self._of_optics([group.number(label, np.nan if default is None else default) for group in self.optics])
+
     def ctf_parameters(self) -> CtfParameters:
         """Return the CTF of every row. InvalidStarError where defocus, voltage, Cs or contrast is absent."""
         optics = self.optics
         return CtfParameters(
-            defocus_u_angstrom=self.numbers("rlnDefocusU"),
-            defocus_v_angstrom=self.numbers("rlnDefocusV"),
-            defocus_angle_deg=self.numbers("rlnDefocusAngle"),
-            phase_shift_deg=self.numbers("rlnPhaseShift", 0.0),
-            voltage_kv=self._of_optics([g.number("rlnVoltage") for g in optics]),
-            spherical_aberration_mm=self._of_optics([g.number("rlnSphericalAberration") for g in optics]),
-            amplitude_contrast=self._of_optics([g.number("rlnAmplitudeContrast") for g in optics]),
-            bfactor_angstrom2=self.numbers("rlnCtfBfactor", 0.0),
-            scale=self.numbers("rlnCtfScalefactor", 1.0),
+            defocus_u_angstrom=self.ctf_values("rlnDefocusU"),
+            defocus_v_angstrom=self.ctf_values("rlnDefocusV"),
+            defocus_angle_deg=self.ctf_values("rlnDefocusAngle"),
+            phase_shift_deg=self.ctf_values("rlnPhaseShift", 0.0),
+            voltage_kv=self.ctf_values("rlnVoltage"),
+            spherical_aberration_mm=self.ctf_values("rlnSphericalAberration"),
+            amplitude_contrast=self.ctf_values("rlnAmplitudeContrast"),
+            bfactor_angstrom2=self.ctf_values("rlnCtfBfactor", 0.0),
+            scale=self.ctf_values("rlnCtfScalefactor", 1.0),
             pixel_size_angstrom=self.pixel_sizes_angstrom(),
             premultiplied=self._of_optics([float(g.ctf_premultiplied) for g in optics]) > 0,
             phase_flipped=self._of_optics([float(g.phase_flipped) for g in optics]) > 0,

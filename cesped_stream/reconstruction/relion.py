@@ -13,7 +13,7 @@ import numpy as np
 
 from cesped_stream.errors import InvalidSettingsError, InvalidStarError
 from cesped_stream.imaging.maps import read_map
-from cesped_stream.particles.stacks import STACK_LABEL, StackReader, parse_image_name
+from cesped_stream.particles.stacks import STACK_LABEL, StackReader, check_names_of_one_stack, parse_image_name
 from cesped_stream.particles.star import write_star
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
 from cesped_stream.reconstruction.particles import Float64, Reconstruction, check_particles
@@ -157,6 +157,8 @@ def _write_particles(folder: Path, table: ParticleTable, weights: Float64 | None
     links = {path: f"stack_{number:06d}.mrcs" for number, path in enumerate(dict.fromkeys(paths), 1)}
     with StackReader() as reader:
         boxes = {path: reader.header(path).box_size for path in links}
+        for path, text in zip(paths, table.column("rlnImageName"), strict=True):
+            check_names_of_one_stack(path, reader.header(path).num_images, [text])
         _check_counts(table, reader, paths, [index for index, _ in names])
     if len(set(boxes.values())) > 1:
         raise InvalidStarError(

@@ -45,6 +45,16 @@ def relion30(num_rows: int = 5) -> bytes:
     return ("\ndata_\n\nloop_ \n" + "".join(f"_{a} #{k} \n" for k, a in enumerate(labels, 1)) + rows + " \n").encode()
 
 
+def ctf_star(row: dict[str, str], group: dict[str, str], second: dict[str, str] | None = None) -> bytes:
+    """Two rows (equal but for their index, or `second`) of one optics group "g", with these columns in either table."""
+    optics = {"rlnOpticsGroup": "1", "rlnOpticsGroupName": "g", "rlnImagePixelSize": "3.0"}
+    optics |= {"rlnImageSize": "32", "rlnImageDimensionality": "2"} | group
+    lines = ["", "data_optics", "", "loop_", *(f"_{label}" for label in optics), " ".join(optics.values()), "", ""]
+    labels = ("rlnImageName", "rlnOpticsGroup", *row)
+    rows = (" ".join((f"{k}@s.mrcs", "1", *values.values())) for k, values in enumerate((row, second or row), 1))
+    return "\n".join([*lines, "data_particles", "", "loop_", *(f"_{a}" for a in labels), *rows, "", ""]).encode()
+
+
 def quoted_names() -> bytes:
     """Names with blanks in quotes, as RELION 4 and starfile write them, after a table that is not ours."""
     return (
@@ -63,3 +73,9 @@ def written(folder: Path, data: bytes, name: str = "particles.star") -> Path:
     path = folder / name
     path.write_bytes(data)
     return path
+
+
+def particles_first() -> bytes:
+    """data_particles before data_optics, which RELION reads as well."""
+    head, particles = relion31(5).split(b"\n# version 30001\n\ndata_particles")
+    return b"\ndata_particles" + particles + head

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import starfile
-from samples.stars import quoted_names, relion30, relion31, relion31_row, written
+from samples.stars import particles_first, quoted_names, relion30, relion31, relion31_row, written
 
 from cesped_stream.errors import InvalidStarError, NotSettledError, UnreachableFileError
 from cesped_stream.particles.star import iter_star, optics_block, particles_header, read_star, row_line
@@ -105,6 +105,27 @@ def _row3(old: str, new: str) -> bytes:
     return relion31(4).replace(row.encode(), row.replace(old, new).encode())
 
 
+def _particles(num_rows: int) -> bytes:
+    return b"\n# version 30001\n\ndata_particles" + relion31(num_rows).partition(b"data_particles")[2]
+
+
+def _optics_misspelt(block: bytes) -> bytes:
+    return relion31(2).replace(b"data_optics", b"data_opticks").replace(b"data_particles", block)
+
+
+def test_particles_before_optics_are_those_of_the_usual_order(tmp_path: Path) -> None:
+    usual = read_star(written(tmp_path, relion31(5)))
+    table = read_star(written(tmp_path, particles_first()))
+    assert (table.rows, table.optics, table.labels) == (usual.rows, usual.optics, usual.labels)
+    assert table.optics_index.tolist() == usual.optics_index.tolist()
+
+
+@pytest.mark.parametrize("block", [b"data_other\n\nloop_\n_rlnA #1\n_rlnB #2\n1 2\n", b"data_micrographs\n\n_rlnC 3\n"])
+def test_tables_of_other_things_after_the_particles_are_passed_over(block: bytes, tmp_path: Path) -> None:
+    assert len(read_star(written(tmp_path, relion31(3) + b"\n" + block))) == 3
+    assert len(read_star(written(tmp_path, particles_first() + b"\n" + block))) == 5
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -121,11 +142,22 @@ def _row3(old: str, new: str) -> bytes:
         (_row3("000003@", "1000000000000@"), r"row 3, rlnImageName: .* image 1000000000000 cannot be"),
         (_row3("000003@", "1e12@"), r"row 3, rlnImageName: '1e12@Extract/.*' is no image name"),
         (_row3("           1 11268", "           9 11268"), r"row 3, rlnOpticsGroup: '9' is not in data_optics"),
-        (_row3("           1 \n", "           3 \n"), r"row 3, rlnRandomSubset: 3"),
+        (
+            _row3("           1 \n", "           3 \n"),
+            r"row 3, rlnRandomSubset: '3' is no half-set: RELION knows 1 and 2",
+        ),
         (relion31(2).replace(b"_rlnImageName", b"_rlnImagename"), r"data_particles has no rlnImageName"),
         (relion31(2).replace(b"_rlnAngleTilt", b"_rlnAngleRot"), r"names _rlnAngleRot twice"),
-        (relion31(2).replace(b"data_optics", b"data_opticks"), r"no data_optics stands before"),
-        (relion31(2).replace(b"1.330000", b"0.000000"), r"rlnImagePixelSize is 0"),
+        (_optics_misspelt(b"data_images"), r"no data_optics stands before"),
+        (relion31(2) + relion31(2), r"line 40: another data_optics after the particles; .*relion_star_handler"),
+        (relion31(2) + _particles(2), r"line 40: data_particles holds particles again"),
+        (relion30(2) + relion30(2), r"line 21: data_ holds particles again, after those before it"),
+        (relion30(2) + relion31(2), r"line 23: another data_optics after the particles"),
+        (particles_first() + relion31(2), r"line 41: another data_optics after the particles"),
+        (
+            relion31(2).replace(b"1.330000", b"0.000000"),
+            r"group 'opticsGroup1', rlnImagePixelSize: '0.000000' must be above 0",
+        ),
         (relion31(2).replace(b"1.330000", b"wide"), r"'opticsGroup1', rlnImagePixelSize: 'wide'"),
         (relion31(2).replace(b"_rlnImagePixelSize", b"_rlnPixels"), r"has no rlnImagePixelSize"),
         (relion31(2).replace(b" 1.330000 ", b" "), r"data_optics row 1 has 5 values for 6 labels"),
@@ -157,6 +189,9 @@ def test_wrong_star_is_refused_saying_where(data: bytes, says: str, tmp_path: Pa
         (relion31(3).partition(b"data_particles")[0], "found: data_optics"),
         (relion31(3).replace(b"000003@Extract", b"\0\0\0\0\0\0\0Extract"), "zero bytes"),
         (b"\0" * 512 + b"\n", "zero bytes"),
+        (_optics_misspelt(b"data_particles"), "no data_optics with a row stands before them or after them"),
+        (_particles(3), "no data_optics with a row"),
+        (particles_first().partition(b"           2 opticsGroup2")[0], "rows name optics group 2, which data_optics"),
     ],
 )
 def test_unfinished_star_waits(data: bytes, says: str, tmp_path: Path) -> None:

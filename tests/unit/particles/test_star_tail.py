@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from samples.stars import relion31, relion31_row, written
+from samples.stars import particles_first, relion31, relion31_row, written
 
-from cesped_stream.errors import InvalidStarError, TransientError, UnreachableFileError
+from cesped_stream.errors import InvalidStarError, NotSettledError, TransientError, UnreachableFileError
 from cesped_stream.particles.star import PrefixChanged, StarPrefix, read_tail, tail_is_blank
 from cesped_stream.particles.table import ParticleTable
 
@@ -62,13 +62,38 @@ def test_changed_prefix_is_told_and_gives_no_row(change: object, tmp_path: Path)
     assert isinstance(caught.value, TransientError)
 
 
-def test_wrong_row_in_the_tail_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
+def test_wrong_rows_in_the_tail_are_named_by_their_place_in_the_file_and_the_others_are_given(tmp_path: Path) -> None:
     path = written(tmp_path, relion31(5))
     _, prefix = drained(path, None)
     with path.open("ab") as stream:
         stream.write(relion31_row(5).encode() + relion31_row(6).replace("11336.25", "zero").encode())
-    with pytest.raises(InvalidStarError, match=r"row 7, rlnDefocusU: 'zero"):
-        list(read_tail(path, prefix))
+        stream.write(relion31_row(7).replace("000008@", "0@").encode() + relion31_row(8).encode())
+    (table,), prefix = drained(path, prefix)
+    assert table.places_in_star() == (5, 8)
+    assert [name[:7] for name in table.column("rlnImageName")] == ["000006@", "000009@"]
+    assert [place for place, _ in table.refused] == [6, 7]
+    assert "row 7, rlnDefocusU: 'zero" in table.refused[0][1]
+    assert "row 8, rlnImageName: " in table.refused[1][1]
+    assert all(str(path) in why for _, why in table.refused)
+    assert prefix.num_rows == 9
+    assert tail_is_blank(path, prefix)
+
+
+def test_rows_with_a_value_too_few_are_refused_alone(tmp_path: Path) -> None:
+    data = relion31(4).replace(b"11251.250000", b"")
+    (table,), _ = drained(written(tmp_path, data), None)
+    assert table.places_in_star() == (0, 2, 3)
+    assert "row 2 has 11 values for 12 labels" in table.refused[0][1]
+
+
+def test_part_whose_rows_are_all_refused_is_told_and_reading_goes_on(tmp_path: Path) -> None:
+    data = relion31(6)
+    for row in range(4):
+        data = data.replace(f"{row + 1:06d}@".encode(), b"0@")
+    tables, prefix = drained(written(tmp_path, data), None)
+    assert [(len(table), len(table.refused)) for table in tables] == [(0, 4), (2, 0)]
+    assert tables[1].places_in_star() == (4, 5)
+    assert prefix.num_rows == 6
 
 
 def test_rows_before_a_hole_are_given_and_the_hole_waits(tmp_path: Path) -> None:
@@ -118,6 +143,39 @@ def test_star_on_a_failing_disk_is_unreachable(tmp_path: Path, monkeypatch: pyte
     def failing(*_: object) -> bytes:
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr("cesped_stream.particles.star._refuse_foreign", failing)
+    monkeypatch.setattr("cesped_stream.particles.star.refuse_foreign", failing)
     with pytest.raises(UnreachableFileError, match="Stale file handle; is its mount there"):
         list(read_tail(path, None))
+
+
+def test_second_star_after_the_first_is_refused_by_its_line_also_when_it_comes_later(tmp_path: Path) -> None:
+    path = written(tmp_path, relion31(3) + relion31(2))
+    with pytest.raises(InvalidStarError, match=r"line 41: another data_optics"):
+        list(read_tail(path, None))
+    path = written(tmp_path, relion31(3))
+    _, prefix = drained(path, None)
+    with path.open("ab") as stream:
+        stream.write(b"\ndata_particles\n\nloop_\n_rlnMicrographName #1\n_rlnImageName #2\n")
+    with pytest.raises(InvalidStarError, match=r"line 39: data_particles holds particles again"):
+        list(read_tail(path, prefix))
+
+
+def test_rows_before_their_optics_wait_and_a_tail_follows_them(tmp_path: Path) -> None:
+    # No empty line between, so that the next row lies beyond what was accepted.
+    rows, optics = particles_first().split(b" \n\n# version 30001\n\ndata_optics")
+    whole = rows + b"data_optics" + optics
+    path = written(tmp_path, whole.partition(b"data_optics")[0])
+    with pytest.raises(NotSettledError, match="no data_optics with a row stands before them or after them"):
+        list(read_tail(path, None))
+    path.write_bytes(whole)
+    (first, second), prefix = drained(path, None)
+    assert (len(first), len(second), prefix.num_rows) == (4, 1, 5)
+    prefix = StarPrefix.from_json(json.loads(json.dumps(prefix.to_json())))
+    longer = whole.replace(relion31_row(4).encode(), (relion31_row(4) + relion31_row(5)).encode())
+    path.write_bytes(longer)
+    (table,), after = drained(path, prefix)
+    assert table.places_in_star() == (5,)
+    assert table.optics == first.optics
+    path.write_bytes(longer.replace(b"300.000000", b"200.000000"))
+    with pytest.raises(PrefixChanged, match="optics of its rows changed"):
+        list(read_tail(path, after))

@@ -62,7 +62,9 @@ def test_ctf_takes_voltage_from_each_rows_optics_group(tmp_path: Path) -> None:
 
 
 def test_ctf_without_defocus_is_refused_naming_the_column() -> None:
-    with pytest.raises(InvalidStarError, match=r"x\.star: no column rlnDefocusU; it has rlnImageName"):
+    with pytest.raises(
+        InvalidStarError, match=r"x\.star: no rlnDefocusU, neither a column of the particles nor of data_optics"
+    ):
         _table(("rlnImageName",), [("1@a.mrcs",)]).ctf_parameters()
 
 

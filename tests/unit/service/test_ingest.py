@@ -45,6 +45,55 @@ def test_a_star_delivered_three_times_counts_once_and_its_copies_are_counted(ben
     core.close()
 
 
+def test_one_row_that_cannot_be_used_is_refused_and_the_other_99_go_on(bench: Bench) -> None:
+    bench.land_stack("s", 100)
+    text = star_text("s", range(1, 101))
+    row = next(line for line in text.splitlines() if line.startswith("000042@"))
+    (bench.landing / "s.star").write_text(text.replace(row, row.replace("10000.00", "nan")))
+    core = bench.open()
+    turns(core, bench, 30)
+    assert (core.status().landed, core.status().refused_rows) == (99, 1)
+    assert len(set(batch_images(bench))) == 99 and "000042@s.mrcs" not in batch_images(bench)
+    assert '"row": 42' in reasons(bench) and "s.star: row 42, rlnDefocusU: 'nan' is no finite number" in reasons(bench)
+    turns(core, bench)
+    assert (core.status().landed, core.status().refused_rows) == (99, 1)
+    core.close()
+
+
+def test_a_part_of_nothing_but_unusable_rows_stops_no_other(bench: Bench) -> None:
+    bench.land_stack("s", 20)
+    text = star_text("s", range(1, 21))
+    for k in range(1, 9):
+        text = text.replace(f"{k:06d}@", "0@")
+    (bench.landing / "s.star").write_text(text)
+    core = bench.open()
+    turns(core, bench, 20)
+    assert (core.status().landed, core.status().refused_rows) == (12, 8)
+    core.close()
+
+
+def test_rows_that_name_a_stack_of_several_images_and_none_of_them_are_refused(bench: Bench) -> None:
+    bench.land_stack("s", 4)
+    bench.land_stack("one", 1)
+    (bench.landing / "s.star").write_text(star_text("s", range(1, 5)).replace("000003@", ""))
+    (bench.landing / "one.star").write_text(star_text("one", [1]).replace("000001@", ""))
+    core = bench.open()
+    turns(core, bench)
+    assert (core.status().landed, core.status().refused_rows) == (4, 1)
+    assert '"row": 3' in reasons(bench) and "holds 4 images, and 's.mrcs' names none of them" in reasons(bench)
+    core.close()
+
+
+def test_rows_of_a_stack_that_can_never_be_read_are_refused_at_once(bench: Bench) -> None:
+    bench.land_star("s", range(1, 4))
+    (bench.landing / "s.mrcs").write_bytes(b"\x1f\x8b\x08" + bytes(5000))
+    core = bench.open()
+    turns(core, bench)
+    assert (core.status().landed, core.status().refused_rows) == (0, 3)
+    assert "is compressed (gzip)" in reasons(bench)
+    core.close()
+
+
 def test_a_row_twice_in_one_star_counts_once(bench: Bench) -> None:
     bench.land_stack("s", 3)
     bench.land_star("s", [1, 2, 2, 3, 1])
@@ -189,12 +238,12 @@ def test_a_wrong_star_is_set_aside_with_a_reason_until_it_changes(bench: Bench) 
     bench.land("good", 2)
     bench.land("bad", 3)
     good = (bench.landing / "bad.star").read_text()
-    (bench.landing / "bad.star").write_text(good.replace("9900.00", "nan", 1))
+    (bench.landing / "bad.star").write_text(good.replace("A 1 300.0", "A 1 0.0"))
     core = bench.open()
     turns(core, bench)
     status = core.status()
     assert (status.landed, status.quarantined_stars) == (2, 1)
-    assert "rlnDefocusV" in reasons(bench) and "rlnDefocusV" in status.problems[0]
+    assert "rlnVoltage" in reasons(bench) and "rlnVoltage" in status.problems[0]
     (bench.landing / "bad.star").write_text(good)
     turns(core, bench)
     assert (core.status().landed, core.status().quarantined_stars, core.status().problems) == (5, 0, ())
