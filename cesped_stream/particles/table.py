@@ -149,9 +149,10 @@ class ParticleTable:
         return tuple(place for place in range(self.first_row, last) if place not in refused)
 
     def select(self, index: Sequence[int] | Int64) -> "ParticleTable":
-        """Return the rows at `index`, in that order."""
+        """Return the rows at `index`, in that order; what was refused beside them stays with the whole table."""
         picked = [int(i) for i in index]
-        return replace(self, rows=[self.rows[i] for i in picked], optics_index=self.optics_index[picked])
+        rows = [self.rows[i] for i in picked]
+        return replace(self, rows=rows, optics_index=self.optics_index[picked], refused=())
 
     def without(self, labels: Sequence[str]) -> "ParticleTable":
         """Return the table without these columns; absent ones are ignored."""

@@ -7,7 +7,8 @@ import pytest
 from samples.stars import ctf_star, relion30, relion31, written
 
 from cesped_stream.errors import InvalidStarError
-from cesped_stream.particles.star import concatenated, read_star, read_tail, row_filler, star_bytes
+from cesped_stream.particles.missing_columns import filled_rows
+from cesped_stream.particles.star import concatenated, read_star, read_tail, star_bytes
 
 PARTICLE = {
     **{"rlnVoltage": "200", "rlnSphericalAberration": "1.4", "rlnAmplitudeContrast": "0.3", "rlnPhaseShift": "70"},
@@ -56,8 +57,8 @@ def test_phase_shift_of_groups_stays_beside_rows_that_have_their_own(tmp_path: P
     of_group = read_star(written(tmp_path, ctf_star({**PARTICLE, "rlnPhaseShift": "45"}, {})))
     own = {a: b for a, b in PARTICLE.items() if a != "rlnPhaseShift"}
     own_group = read_star(written(tmp_path, ctf_star(own, {"rlnPhaseShift": "90"})))
-    fill = row_filler(of_group.labels, own_group.labels)
-    own_group = replace(own_group.select([0]), labels=of_group.labels, rows=[fill(own_group.rows[0])])
+    own_group = own_group.select([0])
+    own_group = replace(own_group, labels=of_group.labels, rows=filled_rows(of_group.labels, own_group))
     assert concatenated([of_group, own_group]).ctf_parameters().phase_shift_deg.tolist() == [45.0, 45.0, 90.0]
 
 
