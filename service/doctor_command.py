@@ -24,9 +24,9 @@ def add_doctor(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
         help="what a session would take of a landing folder, what it would leave, and why; starts and writes nothing",
-        description="Look at every star of a landing folder by the rules of a session: which are inputs, how many rows,\n"
-        "aligned or not, half-sets given or not, stacks found, the first problem, and a verdict. Starts and writes\n"
-        "nothing. Exit code 0: particles would be taken and none refused; 1 otherwise.",
+        description="Look at every star of a landing folder by the rules of a session: which are inputs, how many\n"
+        "rows, aligned or not, half-sets given or not, stacks found, the first problem, and a verdict. Starts and\n"
+        "writes nothing. Exit code 0: particles would be taken and none refused; 1 otherwise.",
     )
     parser.add_argument("_landing", type=Path, metavar="LANDING", help="the landing folder, a RELION project for one")
     parser.add_argument(
