@@ -44,6 +44,8 @@ FAULT_RETRY_SECONDS = 2.0
 INGEST_SECONDS_PER_TICK = 0.2
 INGEST_PARTS_PER_TICK = 16
 STATUS_SECONDS = 1.0
+SCAN_DUTY = 5.0
+"""Scans are at least this many times their own duration apart: a whole project has tens of thousands of files."""
 EVENT_SCAN_SECONDS = 0.2
 """A file event makes the next scan come sooner, but not sooner than this after the last one."""
 
@@ -76,6 +78,7 @@ class Coordinator:
         self._members = Members(settings.service)
         self._report = StatusReport(settings, self.folder, self._watcher, self._members)
         self._next_scan = self._next_status = self._next_disk_look = self._resume_at = float("-inf")
+        self._scan_took = 0.0
         self._pause_reason = ""
         self._draining = False
         self._stopping = False
@@ -349,8 +352,13 @@ class Coordinator:
         if self._draining:
             return
         hinted = self._events is not None and self._events.take()
-        if now >= self._next_scan or (hinted and now >= work.last_scan + EVENT_SCAN_SECONDS):
+        rest = SCAN_DUTY * self._scan_took
+        if now >= max(self._next_scan, work.last_scan + rest) or (
+            hinted and now >= work.last_scan + max(EVENT_SCAN_SECONDS, rest)
+        ):
+            start = self._now()
             work.scan(now)
+            self._scan_took = self._now() - start
             self._next_scan = now + self._settings.landing.scan_seconds
         for _ in range(INGEST_PARTS_PER_TICK):
             if not work.ingest_next(now) or self._now() - now > INGEST_SECONDS_PER_TICK:

@@ -181,7 +181,7 @@ class _StarReading:
         posed = table.has_poses() & (sources != PoseSource.OWN)
         if not self._rule.names_aligned and not self._is_aligned and posed.any():
             self._is_aligned = len(np.unique(table.numbers("rlnAngleTilt")[posed])) > 1
-        return np.asarray(posed & self._is_aligned, np.bool_)
+        return posed if self._is_aligned else np.zeros(len(table), np.bool_)
 
     def _note_stacks(self, table: ParticleTable, verdict: Verdict) -> None:
         names = [image.rpartition("@")[2] for image in table.column("rlnImageName")]
@@ -257,14 +257,13 @@ def _verdict(findings: LandingFindings, least: int) -> str:
     if bad:
         lost = sum(star.refused + star.waiting for star in bad)
         whole = len(findings.of(StarVerdict.REFUSED))
-        text += f", {lost:,} rows are refused or wait for their stack" + (
-            f", {_stars(whole)} as a whole" if whole else ""
-        )
+        text += f", {lost:,} rows are refused or wait for their stack"
+        text += f", {_stars(whole)} as a whole" if whole else ""
     halves = findings.aligned_per_half
     if not any(halves):
         return (
-            f"{text}; none is aligned: they get poses when aligned rows land (a Refine3D's run_data.star), or from a "
-            "map given with --reference"
+            f"{text}; none is aligned: they get poses when aligned rows land (a Refine3D's run_data.star), or from "
+            "a map given with --reference"
         )
     counts = f"{halves[0]:,} + {halves[1]:,} aligned a half-set, min_aligned_per_half is {least:,}"
     if min(halves) < least:

@@ -101,14 +101,14 @@ class Ingest:
         """Take note of settled stars; one that was read to its end and is unchanged costs nothing."""
         self._half_read = {path for path in self._half_read if os.path.exists(path)}
         for star in stars:
-            path = str(star.path)
+            path = star.name
             reading = self._reading.get(path)
             if reading is not None:
                 if reading.star.signature != star.signature:
                     self._open(star, now, reading)
                 elif star.done:
                     reading.star = star
-            elif self._signatures.get(path) != json.dumps(star.signature):
+            elif self._signatures.get(path) != star.signature_text:
                 self._open(star, now, None)
         self._changing.keep(self._watcher.changing)
 
@@ -257,7 +257,7 @@ class Ingest:
         record = replace(
             reading.record,
             prefix=prefix,
-            signature=json.dumps(reading.star.signature) if read and whole else "",
+            signature=reading.star.signature_text if read and whole else "",
             refused_rows=reading.record.refused_rows + len(refused),
             refusal=reading.record.refusal or refusal,
             kind=StarKind.PARTICLES,
@@ -276,7 +276,7 @@ class Ingest:
 
     def _finish(self, reading: _Reading) -> None:
         path = str(reading.star.path)
-        self._signatures[path] = "" if reading.is_part else json.dumps(reading.star.signature)
+        self._signatures[path] = "" if reading.is_part else reading.star.signature_text
         del self._reading[path]
         self._left.pop(path, None)
         if reading.is_part and reading.record.aligned:
@@ -299,7 +299,7 @@ class Ingest:
         if kind is StarKind.PARTICLES:
             self._left.pop(path, None)
             return False
-        record = replace(reading.record, signature=json.dumps(reading.star.signature), kind=kind)
+        record = replace(reading.record, signature=reading.star.signature_text, kind=kind)
         self._to_leave[path] = record
         self._reading.pop(path, None)
         return True
@@ -345,9 +345,9 @@ class Ingest:
         write_whole(self._folder.quarantine / name, _json_bytes(text))
         self._step("star's reason written")
         with self._ledger.transaction("star quarantined"):
-            record = replace(reading.record, signature=json.dumps(reading.star.signature), problem=problem)
+            record = replace(reading.record, signature=reading.star.signature_text, problem=problem)
             self._ledger.put_star(record)
-        self._signatures[str(reading.star.path)] = json.dumps(reading.star.signature)
+        self._signatures[str(reading.star.path)] = reading.star.signature_text
         self._reading.pop(str(reading.star.path), None)
 
     def _write_reasons(self, reading: _Reading, refused: list[tuple[int, str]]) -> None:

@@ -2,10 +2,8 @@
 
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from cesped_stream.particles.landing import DONE_SUFFIX
 
@@ -15,11 +13,12 @@ from .settings import LandingSettings
 STACK_SUFFIXES: Final = (".mrcs", ".mrc")
 MOST_LOOKED_AT: Final = 2000
 """Names in a linked folder that is not followed, at which the search for a star in it ends."""
+SESSION_MARKS: Final = frozenset({"session.toml", "batches", "poses"})
+"""Names in the folder of a session, of this one or another: what it wrote is no input."""
 LINK_LOOK_SECONDS: Final = 60.0
 
 
-@dataclass(frozen=True)
-class LandedFile:
+class LandedFile(NamedTuple):
     """How a file looks now."""
 
     signature: Signature
@@ -28,7 +27,7 @@ class LandedFile:
 
 
 class LandingTree:
-    """Lists stars, stacks and markers; hidden names are somebody's temporaries.
+    """Lists stars, stacks and markers; hidden names are somebody's temporaries, and a session's folder has no inputs.
 
     A link to a folder of the landing folder is passed over: what it leads to is listed at its own place (RELION's job
     aliases). One that leads elsewhere is followed where that lies under the allowed roots, each folder once, so that
@@ -45,9 +44,9 @@ class LandingTree:
 
     def files(self, now: float) -> dict[str, LandedFile]:
         """Return every regular file that matters, by its path; a file that vanishes meanwhile is passed over."""
-        walk = _Walk(os.path.realpath(self._root), tuple(map(os.path.realpath, self._allowed)), self._without)
-        files = dict(walk.files_below(self._root))
-        closed = walk.closed
+        walk = _Walk(self._root, tuple(map(os.path.realpath, self._allowed)), self._without)
+        walk.folder(self._root)
+        files, closed = walk.files, walk.closed
         self.problem = closed[0] + (f" (and {len(closed) - 1} more)" if len(closed) > 1 else "") if closed else ""
         told = [(link, target, self._star_in(target, now)) for link, target in walk.not_followed]
         self.linked_folders = tuple(
@@ -69,16 +68,19 @@ class LandingTree:
 class _Walk:
     """One walk through the landing folder."""
 
-    def __init__(self, root: str, allowed: tuple[str, ...], without: str) -> None:
-        self._root = root
+    def __init__(self, start: str, allowed: tuple[str, ...], without: str) -> None:
+        self._start = start
+        self._root = os.path.realpath(start)
         self._allowed = allowed
         self._without = without
         self._linked: set[tuple[int, int]] = set()
+        self.files: dict[str, LandedFile] = {}
         self.closed: list[str] = []
         """Folders that cannot be listed, and names that cannot be used, with the reason."""
         self.not_followed: list[tuple[str, str]] = []
 
-    def files_below(self, folder: str, *, is_linked: bool = False) -> Iterator[tuple[str, LandedFile]]:
+    def folder(self, folder: str, *, is_linked: bool = False) -> None:
+        """Add what lies in a folder and below it."""
         try:
             if is_linked and self._was_here(folder):
                 return
@@ -87,20 +89,22 @@ class _Walk:
         except OSError as error:
             self.closed.insert(0, f"{folder}: {error.strerror}; waiting for it to come back")
             return
+        if folder != self._start and {entry.name for entry in found} >= SESSION_MARKS:
+            return
         for entry in found:
             if entry.name.startswith(".") or entry.path == self._without:
                 continue
             try:
                 entry.name.encode()
                 if entry.is_dir(follow_symlinks=False):
-                    yield from self.files_below(entry.path, is_linked=is_linked)
+                    self.folder(entry.path, is_linked=is_linked)
                 elif entry.name.endswith((".star", DONE_SUFFIX, *STACK_SUFFIXES)):
                     status = entry.stat()
                     if stat.S_ISREG(status.st_mode):
                         signature = (status.st_ino, status.st_size, status.st_mtime_ns)
-                        yield entry.path, LandedFile(signature, status.st_ctime_ns)
+                        self.files[entry.path] = LandedFile(signature, status.st_ctime_ns)
                 elif entry.is_symlink() and entry.is_dir():
-                    yield from self._linked_folder(entry.path)
+                    self._linked_folder(entry.path)
             except FileNotFoundError:
                 continue
             except (OSError, UnicodeEncodeError) as error:
@@ -108,14 +112,14 @@ class _Walk:
                 why = getattr(error, "strerror", None) or error
                 self.closed.append(f"{entry.path!a}: passed over: {why}; rename or remove it")
 
-    def _linked_folder(self, link: str) -> Iterator[tuple[str, LandedFile]]:
+    def _linked_folder(self, link: str) -> None:
         target = os.path.realpath(link)
         if _is_under(target, self._root):
             return
         if not any(_is_under(target, allowed) for allowed in self._allowed):
             self.not_followed.append((link, target))
         elif not _is_under(self._root, target):
-            yield from self.files_below(link, is_linked=True)
+            self.folder(link, is_linked=True)
 
     def _was_here(self, folder: str) -> bool:
         status = os.stat(folder)

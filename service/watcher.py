@@ -1,15 +1,17 @@
 """What lies in the landing folder: polling is the truth, file events only make the next scan come sooner."""
 
+import json
 import logging
 import os
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from cesped_stream.errors import UnreachableFileError
-from cesped_stream.particles.landing import DONE_SUFFIX, Settled, SettleTracker
+from cesped_stream.particles.landing import DONE_SUFFIX, FileSignature, Settled, SettleTracker
 
 from .inputs import InputRule, LeftByName
 from .landing_tree import LandedFile, LandingTree
@@ -30,6 +32,16 @@ class LandedStar:
     done: bool
     """A `.done` marker lies beside it."""
 
+    @cached_property
+    def signature_text(self) -> str:
+        """The signature as the ledger keeps it."""
+        return json.dumps(self.signature)
+
+    @cached_property
+    def name(self) -> str:
+        """The path as text."""
+        return str(self.path)
+
 
 class Watcher:
     """Scans the landing folder and knows since when each star and stack has had its present size."""
@@ -44,6 +56,7 @@ class Watcher:
         self._since: dict[str, tuple[Signature, float]] = {}
         self._settled: set[str] = set()
         self._left_by_name: dict[str, LeftByName | None] = {}
+        self._stars: dict[str, LandedStar] = {}
         self._restless = RestlessStars()
         self._renamed: set[str] = set()
         self._renamed_lock = threading.Lock()
@@ -98,10 +111,11 @@ class Watcher:
                 continue
             before = self._since.get(name)
             whole = is_star and (name in renamed or _is_whole(file, before))
-            settled = self.observe(name, file.signature, now, whole=whole)
+            done = name + DONE_SUFFIX in files
+            settled = self.observe(name, file.signature, now, whole=whole, done=done)
             if not is_star:
                 continue
-            star = LandedStar(Path(name), file.signature, self._since[name][1], name + DONE_SUFFIX in files)
+            star = self._star(name, file.signature, done=done)
             if settled:
                 landed.append(star)
                 continue
@@ -111,7 +125,14 @@ class Watcher:
                 self.changing.append(star)
         self.stars_unsettled = len(unsettled)
         self._restless.keep(unsettled)
-        return sorted(landed, key=lambda star: (star.landed, str(star.path)))
+        return sorted(landed, key=lambda star: (star.landed, star.name))
+
+    def _star(self, name: str, signature: Signature, *, done: bool) -> LandedStar:
+        """Return the star as it was returned before, where it looks the same: there may be many thousands."""
+        star = self._stars.get(name)
+        if star is None or star.signature != signature or star.done != done:
+            star = self._stars[name] = LandedStar(Path(name), signature, self._since[name][1], done)
+        return star
 
     def _why_left(self, name: str) -> LeftByName | None:
         if name not in self._left_by_name:
@@ -122,22 +143,25 @@ class Watcher:
         """Return the stars that have not settled for ten settle times, the longest first."""
         return self._restless.older_than(self._long_seconds, now)
 
-    def observe(self, name: str, signature: Signature, now: float, *, whole: bool = False) -> bool:
-        """Note how a file looks now; return whether it is settled, or `whole` whatever its age."""
+    def observe(self, name: str, signature: Signature, now: float, *, whole: bool = False, done: bool = False) -> bool:
+        """Note how a file looks now; return whether it is settled: by its age, or `done` or `whole` whatever that."""
         known = self._since.get(name)
         if known is None or known[0] != signature:
             self._since[name] = (signature, now)
             self._settled.discard(name)
         if whole:
             self._settled.add(name)
-        if name not in self._settled and isinstance(self._settle.observe(Path(name), now), Settled):
-            self._settled.add(name)
+        if name not in self._settled:
+            look = self._settle.observe_as(name, FileSignature(*signature), now, done=done)
+            if isinstance(look, Settled):
+                self._settled.add(name)
         return name in self._settled
 
     def stack_is_settled(self, stack: Path, now: float) -> bool:
         """Look at a stack (it may lie outside the landing folder); False also where it is missing."""
         try:
-            return self.observe(str(stack), signature_of(stack), now)
+            done = stack.with_name(stack.name + DONE_SUFFIX).exists()
+            return self.observe(str(stack), signature_of(stack), now, done=done)
         except UnreachableFileError:
             return False
 

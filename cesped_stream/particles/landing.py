@@ -46,7 +46,7 @@ class SettleTracker:
         if settle_seconds < 0:
             raise ValueError(f"settle_seconds is {settle_seconds}; it cannot be negative")
         self._settle_seconds = settle_seconds
-        self._since: dict[Path, tuple[FileSignature, float]] = {}
+        self._since: dict[Path | str, tuple[FileSignature, float]] = {}
 
     def observe(self, path: Path, now_monotonic: float) -> Settled | Waiting:
         """Look at the file once. A file that is gone, or no regular file, is forgotten and waits."""
@@ -59,10 +59,17 @@ class SettleTracker:
             self.forget(path)
             return Waiting("no regular file")
         signature = FileSignature(status.st_ino, status.st_size, status.st_mtime_ns)
+        done = path.with_name(path.name + DONE_SUFFIX).exists()
+        return self.observe_as(path, signature, now_monotonic, done=done)
+
+    def observe_as(
+        self, path: Path | str, signature: FileSignature, now_monotonic: float, *, done: bool
+    ) -> Settled | Waiting:
+        """Note how a file looks now, for who has looked at it and for its `.done` marker already."""
         before = self._since.get(path)
         if before is None or before[0] != signature:
             self._since[path] = (signature, now_monotonic)
-        if path.with_name(path.name + DONE_SUFFIX).exists():
+        if done:
             return Settled(signature)
         if before is None or before[0] != signature:
             return Waiting("seen for the first time" if before is None else "changed since it was last seen")
@@ -71,7 +78,7 @@ class SettleTracker:
             return Waiting(f"unchanged for {unchanged:.1f} of {self._settle_seconds:.1f} s")
         return Settled(signature)
 
-    def forget(self, path: Path) -> None:
+    def forget(self, path: Path | str) -> None:
         """Drop what is known of a file."""
         self._since.pop(path, None)
 

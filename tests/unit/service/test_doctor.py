@@ -157,9 +157,8 @@ def test_a_landing_folder_that_is_none_is_an_error_in_words(tmp_path: Path, caps
 
 
 def test_long_lists_are_capped_and_counted(tmp_path: Path) -> None:
-    findings = LandingFindings(
-        "/l", tuple(StarFinding(f"/l/{k}.star", StarVerdict.TAKEN) for k in range(50)), 1, (0, 0), (), "v"
-    )
+    stars = tuple(StarFinding(f"/l/{k}.star", StarVerdict.TAKEN) for k in range(50))
+    findings = LandingFindings("/l", stars, 1, (0, 0), (), "v")
     lines = finding_lines(findings)
     assert len(lines) == 43 and lines[-2] == "  and 10 more; --all lists them" and lines[-1] == "v"
     assert len(finding_lines(findings, most=None)) == 52

@@ -74,3 +74,14 @@ def test_a_linked_folder_is_searched_again_after_a_minute(landing: Path, tmp_pat
     assert tree.linked_folders == ()
     names(tree, landing, 60.0)
     assert len(tree.linked_folders) == 1
+
+
+def test_the_folder_of_any_session_holds_no_inputs(landing: Path) -> None:
+    (landing / "session1/poses").mkdir(parents=True)
+    (landing / "session1/batches").mkdir()
+    (landing / "session1/session.toml").touch()
+    (landing / "session1/poses/poses.star").write_text("data_")
+    (landing / "poses").mkdir()
+    (landing / "poses/poses.star").write_text("data_")
+    found = names(LandingTree(LandingSettings(folder=landing)), landing)
+    assert found == ["Refine3D/job010/run_data.star", "poses/poses.star"]

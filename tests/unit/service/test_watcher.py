@@ -110,3 +110,19 @@ def test_a_folder_that_cannot_be_watched_is_polled(tmp_path: Path) -> None:
     events = FileEvents(tmp_path / "nowhere")
     assert not events.take()
     events.close()
+
+
+def test_a_rename_into_place_is_told_by_its_path(tmp_path: Path) -> None:
+    import time
+
+    renamed: list[str] = []
+    events = FileEvents(tmp_path, renamed.append)
+    try:
+        (tmp_path / "a.tmp").write_text("one")
+        (tmp_path / "a.tmp").rename(tmp_path / "a.star")
+        deadline = time.monotonic() + 5.0
+        while not renamed and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert renamed == [str(tmp_path / "a.star")]
+    finally:
+        events.close()
