@@ -17,6 +17,8 @@ _RELION30_OPTICS = (
     *("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped", "rlnImageDimensionality"),
 )
 _PIXEL_LABELS = ("rlnImagePixelSize", "rlnPixelSize", "rlnMagnification", "rlnDetectorPixelSize")
+_NOT_OF_OPTICS = ("rlnPixelSize", "rlnMagnification", "rlnDetectorPixelSize")
+"""Pixel sizes that nobody takes from data_optics."""
 _PIXELS_TO_ANGSTROM = {
     f"rlnOrigin{axis}{prior}": f"rlnOrigin{axis}{prior}Angst" for axis in "XYZ" for prior in ("", "Prior")
 }
@@ -106,7 +108,7 @@ def _group_of_relion30(where: str, texts: dict[str, str]) -> OpticsGroup:
 
 def _checked_pixel_size(where: str, group: OpticsGroup) -> float:
     for label, text in group.values:
-        if label in NUMERIC_LABELS and (why := why_impossible(label, text)):
+        if label in NUMERIC_LABELS and (why := why_impossible("" if label in _NOT_OF_OPTICS else label, text)):
             raise InvalidStarError(f"{where}: data_optics, group {group.name!r}, {label}: {text!r} {why}")
     if group.text("rlnImageDimensionality") not in (None, "2"):
         raise InvalidStarError(

@@ -73,7 +73,7 @@ def refused_rows(rows: Rows) -> dict[int, str]:
 
 
 def why_impossible(label: str, text: str) -> str:
-    """Return why a text cannot be this number, and what to do: "" where it can."""
+    """Return why a text cannot be this number ("": any number), and what to do: "" where it can."""
     try:
         value = float(text)
     except ValueError:
@@ -105,10 +105,14 @@ def _wrong_cells(rows: Rows, label: str, column: Sequence[str]) -> Iterator[tupl
             for place, text in enumerate(column):
                 if text not in known:
                     yield place, f"{text!r} is not in data_optics, which has {named}; correct one of them"
-    elif label in NUMERIC_LABELS and not _all_possible(label, column):
-        for place, text in enumerate(column):
-            if why := why_impossible(label, text):
-                yield place, f"{text!r} {why}"
+    elif label in NUMERIC_LABELS:
+        # Beside data_optics nobody takes a pixel size from the rows.
+        unused = label in _PIXEL_SIZES and rows.header.optics is not None
+        kind = "" if unused else label
+        if not _all_possible(kind, column):
+            for place, text in enumerate(column):
+                if why := why_impossible(kind, text):
+                    yield place, f"{text!r} {why}"
 
 
 def _all_possible(label: str, column: Sequence[str]) -> bool:

@@ -113,6 +113,12 @@ def test_impossible_value_of_a_relion30_row_is_refused_alone(label: str, tmp_pat
     assert f"row 3, {label}: '-1' " in table.refused[0][1]
 
 
+@pytest.mark.parametrize("label", ["rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize"])
+def test_pixel_sizes_that_nobody_uses_may_be_zero(label: str, tmp_path: Path) -> None:
+    star = ctf_star({**PARTICLE, label: "0.000000"}, {**GROUP, label: "0.000000"})
+    assert read_star(written(tmp_path, star)).pixel_sizes_angstrom().tolist() == [3.0, 3.0]
+
+
 @pytest.mark.parametrize("label", [b"rlnPixelSize", b"rlnImagePixelSize"])
 def test_magnification_gives_the_pixel_size_beside_another_one(label: bytes, tmp_path: Path) -> None:
     data = relion30(2).replace(b"_rlnOriginY #12", b"_rlnOriginY #12\n_" + label + b" #13")
