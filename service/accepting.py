@@ -11,6 +11,7 @@ import numpy as np
 
 from cesped_stream.conventions import half_set_to_random_subset
 from cesped_stream.durable import Step, write_whole
+from cesped_stream.particles.aligned_rows import are_poses
 from cesped_stream.particles.stacks import STACK_LABEL, StackReader
 from cesped_stream.particles.star import star_bytes
 from cesped_stream.particles.table import OpticsGroup, ParticleTable
@@ -125,8 +126,7 @@ class Acceptance:
         """Return whether the star's rows with angles are given poses: it matches `aligned`, or its tilt varies."""
         if self._settings.landing.aligned:
             return self._watcher.is_named_aligned(star)
-        posed = table.has_poses()
-        return bool(posed.any()) and len(np.unique(table.numbers("rlnAngleTilt")[posed])) > 1
+        return are_poses(table)
 
     def take(
         self, record: StarRecord, star: LandedStar, ready: list[ReadyRows], rescan: bool, now: float

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cesped_stream.fused_pair import FusedParts, publish_fused
+from cesped_stream.particles.aligned_rows import Alignment
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reference_pair import publish_references
@@ -34,6 +35,8 @@ class Publisher:
     work_folder: Path
     checkpoints_folder: Path
     trained_on: str = ""
+    alignment: Alignment | None = None
+    """What the rows make of the independence that settings state; none: that itself."""
     on_progress: Callable[[Progress], None] = lambda progress: None
     should_stop: Callable[[], bool] = lambda: False
 
@@ -57,6 +60,7 @@ class Publisher:
             work_folder=self.work_folder,
             checkpoints_folder=self.checkpoints_folder,
             trained_on=self.trained_on,
+            alignment=self.alignment,
             on_progress=self.on_progress,
             should_stop=self.should_stop,
         )
@@ -73,6 +77,7 @@ class Publisher:
                 work_folder=self.work_folder,
                 checkpoints_folder=self.checkpoints_folder,
                 trained_on=self.trained_on,
+                alignment=self.alignment,
                 on_stage=self.on_stage,
             )
         return Published(folder, manifest.checkpoint_id)
