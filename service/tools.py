@@ -67,7 +67,7 @@ def _checked_alignment(settings: TrainCommand, table: ParticleTable) -> Alignmen
     """Return what the aligned rows make of the stated independence; InvalidStarError where they are no aligned rows."""
     refuse_2d_classes(table)
     if not settings.allow_own_predictions:
-        refuse_own_predictions(table, "--allow-own-predictions")
+        refuse_own_predictions(table, "--allow_own_predictions true")
     return alignment_of_rows(settings.training.alignment, table)
 
 

@@ -92,7 +92,7 @@ def test_train_takes_neither_own_predictions_nor_2d_classes_and_says_what_it_was
     with pytest.raises(InvalidStarError, match=r"rlnAngleTilt is 0 in all 320 rows"):
         tools.train(train, StopRequest(), console)
     write_star(star, truth.with_columns({"cestreamStatus": ["given"] * 20 + ["predicted"] * (count - 20)}))
-    with pytest.raises(InvalidStarError, match=r"300 of 320 rows .*first is row 21.*--allow-own-predictions"):
+    with pytest.raises(InvalidStarError, match=r"300 of 320 rows .*first is row 21.*--allow_own_predictions"):
         tools.train(train, StopRequest(), console)
     told = train.model_copy(update={"allow_own_predictions": True})
     manifest = read_reference_manifest(tools.train(told, StopRequest(), console))
