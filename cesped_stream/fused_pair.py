@@ -33,7 +33,8 @@ from cesped_stream.held_out import (
 from cesped_stream.imaging.reference import UInt64
 from cesped_stream.inference import PoseBatch, Predictor
 from cesped_stream.matching import Float64
-from cesped_stream.model.checkpoint import CheckpointManifest, HalfMode
+from cesped_stream.model.checkpoint import HalfMode
+from cesped_stream.particles.aligned_rows import least_independent
 from cesped_stream.particles.identities import particle_digests
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
@@ -46,7 +47,7 @@ from cesped_stream.published import (
     publish_files,
     read_published,
 )
-from cesped_stream.reference_pair import MatchingSettings, ReferenceManifest, of_both_halves
+from cesped_stream.reference_pair import MatchingSettings, of_both_halves
 from cesped_stream.reference_proposer import (
     ROWS_AT_ONCE,
     FindPoses,
@@ -93,7 +94,9 @@ class FusedManifest(PublishedManifest):
 
     manifest_kind: ClassVar[str] = "fused"
     id_prefix: ClassVar[str] = "fus"
-    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"answers_sha256", "doubts"})
+    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset(
+        {"answers_sha256", "doubts", "initialised_from_own_predictions"}
+    )
 
     format: Literal[1] = 1
     kind: Literal["fused"] = "fused"
@@ -114,7 +117,9 @@ class FusedManifest(PublishedManifest):
     answers_sha256: str = ""
     """`MatchingSettings.answers_sha256`, fused, that confidence was fitted with."""
     doubts: tuple[str, ...] = ()
-    """What the manifests of networks and references say against them."""
+    """What speaks against the networks or the references, a sentence each."""
+    initialised_from_own_predictions: int = Field(0, ge=0)
+    """Aligned rows whose pose is a prediction of this program, or was refined from one."""
     package_version: str = Field(default_factory=package_version)
 
 
@@ -176,7 +181,10 @@ def publish_fused(
         network_id=network.checkpoint_id,
         references_id=reference.checkpoint_id,
         origin=network.origin,
-        independence=_independence(network, reference),
+        independence=least_independent(network.independence, reference.independence),
+        initialised_from_own_predictions=max(
+            network.initialised_from_own_predictions, reference.initialised_from_own_predictions
+        ),
         trained_on=trained_on,
         calibration=calibration.file_name,
         uncalibrated="; ".join(why),
@@ -268,15 +276,6 @@ def _calibrations(made: Mapping[int, _Half]) -> dict[int, HalfCalibration]:
         half: HalfCalibration(fusion=fits.get(half), calibrator=calibrators[half] if complete else None)
         for half in made
     }
-
-
-def _independence(
-    network: CheckpointManifest, references: ReferenceManifest
-) -> Literal["independent", "shared_reference", "unknown"]:
-    found = {network.independence, references.independence}
-    if "shared_reference" in found:
-        return "shared_reference"
-    return "unknown" if "unknown" in found else "independent"
 
 
 def _publish(

@@ -1,4 +1,4 @@
-"""`from cesped_stream.particlesDataset import ParticlesDataset`: the paper's Listing 1, with the package's name changed."""
+"""`ParticlesDataset` in the module that the paper's Listing 1 imports it from."""
 
 from cesped_stream.benchmark.dataset import ParticlesDataset
 

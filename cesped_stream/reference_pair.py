@@ -27,6 +27,7 @@ from cesped_stream.held_out import TooFew, features_of, fit_confidence, held_out
 from cesped_stream.imaging.reference import Float32, Reference, reference_id, save_reference
 from cesped_stream.matching import ReferenceMatcher
 from cesped_stream.model.device import cpu_threads, intra_op_threads, pick_device
+from cesped_stream.particles.aligned_rows import Alignment, least_independent
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable, thinned
@@ -117,7 +118,9 @@ class ReferenceManifest(PublishedManifest):
 
     manifest_kind: ClassVar[str] = REFERENCE_KIND
     id_prefix: ClassVar[str] = "ref"
-    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"answers_sha256", "doubts"})
+    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset(
+        {"answers_sha256", "doubts", "initialised_from_own_predictions"}
+    )
 
     format: Literal[1] = 1
     kind: Literal["reference"] = "reference"
@@ -136,6 +139,8 @@ class ReferenceManifest(PublishedManifest):
     """`MatchingSettings.answers_sha256` that confidence was fitted, and noise measured, with."""
     doubts: tuple[str, ...] = ()
     """What speaks against these references (`reference_doubts`), a sentence each; empty where nothing is known to."""
+    initialised_from_own_predictions: int = Field(0, ge=0)
+    """Aligned rows whose pose is a prediction of this program, or was refined from one."""
     package_version: str = Field(default_factory=package_version)
 
 
@@ -148,10 +153,10 @@ def publish_references(
     work_folder: Path,
     checkpoints_folder: Path,
     trained_on: str = "",
-    doubts: tuple[str, ...] = (),
     origin: str = "aligned rows",
     labelled: ParticleTable | None = None,
     calibrate: bool = True,
+    alignment: Alignment | None = None,
     on_stage: Callable[[int, str], None] = lambda half, stage: None,
 ) -> tuple[Path, ReferenceManifest]:
     """Make each half-set's reference of its own aligned rows and publish both as one checkpoint.
@@ -160,11 +165,13 @@ def publish_references(
     reference, and poses are measured on at most `MAX_VALIDATION_ROWS` of them. Confidence is fitted for each half-set's
     reference on the other one's rows (`held_out`), where they are enough; the manifest says why where they are not, or
     where these are the ones to be scored (not `calibrate`).
-    `labelled` are the rows whose poses may tell confidence, by default all; `doubts` what speaks against the rows.
+    `alignment` is what the rows make of the stated independence (`alignment_of_rows`); none: what `training` states.
+    `labelled` are the rows whose poses may tell confidence, by default all.
     Halves are made side by side where there are threads for it, each with one intra-op thread. Started again with the
     same arguments it gives the same bytes. `on_stage` is called as a half-set's next stage begins, from either thread.
     Raises what `reference_from_rows` and reading raise.
     """
+    alignment = alignment or Alignment(training.alignment)
     device, labelled = pick_device(matching.device), table if labelled is None else labelled
     made = of_both_halves(
         lambda half: _half(table, labelled, half, reader, training, matching, on_stage, calibrate=calibrate), device
@@ -175,11 +182,12 @@ def publish_references(
         symmetry=training.symmetry,
         halves={half: part.record for half, part in made.items()},
         origin=origin,
-        independence=training.alignment,
+        independence=least_independent(training.alignment, alignment.independence),
         trained_on=trained_on,
         uncalibrated=why,
         answers_sha256=matching.answers_sha256(),
-        doubts=sum((rows_doubts(references[half]) for half in HALVES), doubts),
+        doubts=sum((rows_doubts(references[half]) for half in HALVES), alignment.doubts),
+        initialised_from_own_predictions=alignment.initialised_from_own_predictions,
     )
     return _publish(references, manifest, work_folder, checkpoints_folder, calibration)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from cesped_stream.conventions import HALVES, SUBSET_LABEL
 from cesped_stream.durable import Step, write_whole
+from cesped_stream.particles.aligned_rows import are_poses
 from cesped_stream.particles.declared import REFINED_CTF_LABELS, DeclaredValues, Difference
 from cesped_stream.particles.own_columns import OWN_LABELS
 from cesped_stream.particles.own_rows import PoseSource, pose_sources
@@ -140,8 +141,7 @@ class Acceptance:
         that a session predicted are never given ones."""
         if self._settings.landing.aligned:
             return self._watcher.is_named_aligned(star)
-        posed = table.has_poses() & (pose_sources(table) != PoseSource.OWN)
-        return bool(posed.any()) and len(np.unique(table.numbers("rlnAngleTilt")[posed])) > 1
+        return are_poses(table.select(np.flatnonzero(pose_sources(table) != PoseSource.OWN)))
 
     def begin(self, star: Path) -> None:
         """Note that a star is read from here on: which particles it names is looked at anew."""

@@ -115,6 +115,12 @@ def _add_add(entries: Any) -> None:
         "--image-root", dest="_image_root", type=Path, metavar="FOLDER",
         help="folder that rlnImageName is relative to (the RELION project); default: the star's, or a parent of it",
     )  # fmt: skip
+    parser.add_argument(
+        "--allow-own-predictions",
+        dest="_allow_own_predictions",
+        action="store_true",
+        help="take rows whose pose this program predicted; they are no truth to measure by",
+    )
     parser.add_argument("--copy", dest="_copy", action="store_true", help="copy the images; default: link the stacks")
 
 
@@ -217,6 +223,7 @@ def _added(arguments: argparse.Namespace, root: Path, on_progress: Callable[[int
         arguments._image_root,
         root,
         copy=arguments._copy,
+        allow_own_predictions=arguments._allow_own_predictions,
         on_progress=on_progress,
     )
     if star is not None and halves == (None, None):

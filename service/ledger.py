@@ -78,7 +78,7 @@ CREATE TABLE intents(intent_id INTEGER PRIMARY KEY, payload TEXT NOT NULL);
 CREATE TABLE trainings(
   training_id INTEGER PRIMARY KEY, state TEXT NOT NULL, num_rows INTEGER NOT NULL, checkpoint_id TEXT NOT NULL,
   folder TEXT NOT NULL, seconds REAL, problem TEXT NOT NULL, source TEXT NOT NULL, reference TEXT NOT NULL,
-  flags INTEGER NOT NULL);
+  num_aligned INTEGER NOT NULL, num_by_hash INTEGER NOT NULL, num_refined INTEGER NOT NULL);
 CREATE TABLE training_batches(
   training_id INTEGER NOT NULL, batch_id INTEGER NOT NULL, PRIMARY KEY(training_id, batch_id)) WITHOUT ROWID;
 CREATE TABLE reinfers(shard_id INTEGER PRIMARY KEY, checkpoint_id TEXT NOT NULL);

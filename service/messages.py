@@ -162,8 +162,10 @@ class TrainingOrder(Message):
     """The session's copy of a given map."""
     halves_given: bool = True
     """Every aligned row came with its rlnRandomSubset; where one did not, the half-sets are not independent."""
-    from_own_predictions: bool = False
-    """Some aligned row's pose is RELION's refinement of a pose that a session predicted."""
+    num_aligned: Int64 = 0
+    num_refined: Int64 = 0
+    """How many of the rows are aligned ones, and of these how many have a pose that RELION refined from a prediction of
+    this program."""
 
 
 class TrainingProgress(Message):

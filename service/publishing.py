@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cesped_stream.fused_pair import FusedParts, publish_fused
+from cesped_stream.particles.aligned_rows import Alignment
 from cesped_stream.particles.stacks import StackReader
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.reference_pair import publish_references
-from cesped_stream.settings import TrainingSettings
-from cesped_stream.training.alignment import Alignment
 from cesped_stream.training.fit import Progress, TrainingStopped, fit_pair, sole_trainer
 
 from .settings import SessionSettings, TrainCommand
@@ -37,21 +36,9 @@ class Publisher:
     checkpoints_folder: Path
     trained_on: str = ""
     alignment: Alignment | None = None
-    """How independent the rows' half-sets are; None: what the settings state."""
+    """What the rows make of the independence that settings state; none: that itself."""
     on_progress: Callable[[Progress], None] = lambda progress: None
     should_stop: Callable[[], bool] = lambda: False
-
-    @property
-    def training(self) -> TrainingSettings:
-        """The settings, with the independence that the rows deserve."""
-        training = self.settings.training
-        stated = training.alignment if self.alignment is None else self.alignment.independence
-        return training.model_copy(update={"alignment": stated})
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """What the manifest says against the rows."""
-        return () if self.alignment is None else self.alignment.doubts
 
     def publish(self, on_published: Callable[[Published], None] = lambda published: None) -> Published:
         """Return the order's checkpoint; `on_published` is told of one that can give poses until that is there."""
@@ -68,12 +55,12 @@ class Publisher:
         folder, manifest = fit_pair(
             self.table,
             StackReader(),
-            self.training,
+            self.settings.training,
             self.settings.inference,
             work_folder=self.work_folder,
             checkpoints_folder=self.checkpoints_folder,
             trained_on=self.trained_on,
-            doubts=self.doubts,
+            alignment=self.alignment,
             on_progress=self.on_progress,
             should_stop=self.should_stop,
         )
@@ -85,12 +72,12 @@ class Publisher:
             folder, manifest = publish_references(
                 self.table,
                 StackReader(),
-                self.training,
+                self.settings.training,
                 matching_settings(self.settings),
                 work_folder=self.work_folder,
                 checkpoints_folder=self.checkpoints_folder,
                 trained_on=self.trained_on,
-                doubts=self.doubts,
+                alignment=self.alignment,
                 on_stage=self.on_stage,
             )
         return Published(folder, manifest.checkpoint_id)

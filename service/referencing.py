@@ -60,12 +60,12 @@ def _of_poses(publisher: Publisher) -> tuple[Path, ReferenceManifest]:
     return publish_references(
         table,
         StackReader(),
-        for_rebuilding(publisher.training, table, checkpoints, given),
+        for_rebuilding(settings.training, table, checkpoints, given),
         matching_settings(settings),
         work_folder=publisher.work_folder,
         checkpoints_folder=checkpoints,
         origin=ALIGNED_AND_PREDICTED,
-        doubts=publisher.doubts,
+        alignment=publisher.alignment,
         labelled=table.select(np.flatnonzero(aligned)),
         on_stage=publisher.on_stage,
     )

@@ -193,6 +193,11 @@ class TrainCommand(PosingSettings):
         "independent.",
     )
     output: Path = Field(description="Folder that the checkpoint is published in, under its id; resume points too.")
+    allow_own_predictions: bool = Field(
+        False,
+        description="Take rows whose pose this program predicted for aligned ones; the manifest then says so. What is "
+        "made of them confirms itself.",
+    )
     image_root: Path | None = Field(
         None, description="Folder that rlnImageName is relative to; default: the star's folder."
     )

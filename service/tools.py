@@ -18,6 +18,7 @@ from cesped_stream.imaging.maps import read_map
 from cesped_stream.inference import PoseBatch
 from cesped_stream.model.checkpoint import read_manifest
 from cesped_stream.model.device import intra_op_threads
+from cesped_stream.particles.aligned_rows import Alignment, alignment_of_rows, refuse_2d_classes, refuse_own_predictions
 from cesped_stream.particles.flags import ImageFlag
 from cesped_stream.particles.half_sets import check_both_halves, one_half_of
 from cesped_stream.particles.own_columns import STATUS
@@ -28,7 +29,6 @@ from cesped_stream.particles.table import ParticleTable
 from cesped_stream.pipeline import Proposer, open_proposer
 from cesped_stream.reference_pair import checkpoint_kind, publish_map, read_reference_manifest
 from cesped_stream.training import fit
-from cesped_stream.training.alignment import alignment_of_rows
 
 from .finished import Finished, Poses, joined, output_tables
 from .process import StopRequest, usable_cores
@@ -57,6 +57,7 @@ def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
     table = with_stacks(table, settings.star, settings.image_root)
     if settings.reference is not None:
         return _of_map(settings, settings.reference, table, console)
+    alignment = _checked_alignment(settings, table)
     with progress_bars(console) as bars:
         publisher = Publisher(
             settings,
@@ -64,13 +65,21 @@ def train(settings: TrainCommand, stop: StopRequest, console: Console) -> Path:
             settings.output / WORK_FOLDER,
             settings.output,
             trained_on=settings.star.name,
-            alignment=alignment_of_rows(settings.training.alignment, trained_on),
+            alignment=alignment,
             on_progress=training_progress(bars),
             should_stop=stop.asked,
         )
         published = publisher.publish(lambda first: console.print(f"{first.folder}: published", highlight=False))
     console.print(f"{published.folder}: {_words_of(published.folder)}", highlight=False)
     return published.folder
+
+
+def _checked_alignment(settings: TrainCommand, table: ParticleTable) -> Alignment:
+    """Return what the aligned rows make of the stated independence; InvalidStarError where they are no aligned rows."""
+    refuse_2d_classes(table)
+    if not settings.allow_own_predictions:
+        refuse_own_predictions(table, "--allow_own_predictions true")
+    return alignment_of_rows(settings.training.alignment, table)
 
 
 def _check(settings: TrainCommand) -> None:
@@ -91,14 +100,20 @@ def _words_of(folder: Path) -> str:
     kind = checkpoint_kind(folder)
     if kind == "network":
         networks = read_manifest(folder)
-        return f"trained until {networks.stopped_by}, from {networks.origin}"
+        return f"trained until {networks.stopped_by}, from {networks.origin}{_doubt_words(networks.doubts)}"
     if kind == "reference":
         references = read_reference_manifest(folder)
         finest = min(record.resolution_angstrom for record in references.halves.values())
         sure = _confidence_words(references.uncalibrated)
-        doubts = "".join(f"\nin doubt: {doubt}" for doubt in references.doubts)
+        doubts = _doubt_words(references.doubts)
         return f"references of {references.origin}, to {finest:.1f} angstrom; {sure}{doubts}"
-    return f"network and references together; {_confidence_words(read_fused_manifest(folder).uncalibrated)}"
+    fused = read_fused_manifest(folder)
+    sure = _confidence_words(fused.uncalibrated)
+    return f"network and references together; {sure}{_doubt_words(fused.doubts)}"
+
+
+def _doubt_words(doubts: tuple[str, ...]) -> str:
+    return "".join(f"\nin doubt: {doubt}" for doubt in doubts)
 
 
 def _confidence_words(uncalibrated: str) -> str:
@@ -135,6 +150,10 @@ def infer(settings: InferCommand, console: Console) -> None:
                 kept.extend([part] if len(part) else [])
             faults += parts[2]
             bars.advance(task, len(read))
+    if not posed:
+        if not unposed:
+            console.print(f"{settings.star}: has no particle row; the output is empty", highlight=False, soft_wrap=True)
+        posed.append(unposed[0].select([]) if unposed else read_star(settings.star))
     for path, tables in ((settings.output, posed), (unposed_path(settings.output), unposed)):
         if tables:
             path.parent.mkdir(parents=True, exist_ok=True)

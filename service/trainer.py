@@ -11,8 +11,8 @@ from queue import SimpleQueue
 import torch
 
 from cesped_stream.errors import CespedStreamError
+from cesped_stream.particles.aligned_rows import alignment_of
 from cesped_stream.particles.star import read_star
-from cesped_stream.training.alignment import alignment_of
 from cesped_stream.training.fit import Progress, TrainingStopped
 
 from .messages import ALIGNED, Ack, Failure, Idle, Ready, TrainingDone, TrainingOrder, TrainingProgress
@@ -68,8 +68,10 @@ class Trainer:
             work_folder.parent,
             alignment=alignment_of(
                 self._settings.training.alignment,
+                order.num_aligned,
+                own=0,
+                refined=order.num_refined,
                 halves_given=order.halves_given,
-                from_own_predictions=order.from_own_predictions,
             ),
             on_progress=on_progress,
             should_stop=should_stop,

@@ -177,11 +177,12 @@ class TrainingGate:
         training_id = self._ledger.scalar("SELECT max(training_id) FROM trainings") + 1
         table = in_identity_order(frozen.table)
         write_whole(self._folder.training_star(training_id), star_bytes(table), step=self._step)
-        flags = sum(flag for flag in (BY_HASH, FROM_OWN) if frozen.source != MAP and self.rows_with(flag))
+        of_aligned = (sum(self.aligned_per_half()), self.rows_with(BY_HASH), self.rows_with(FROM_OWN))
+        many = (0, 0, 0) if frozen.source == MAP else of_aligned
         with self._ledger.transaction("training ordered"):
             self._ledger.execute(
-                "INSERT INTO trainings VALUES(?, ?, ?, '', '', NULL, '', ?, ?, ?)",
-                (training_id, ORDERED, len(table), frozen.source, frozen.reference, flags),
+                "INSERT INTO trainings VALUES(?, ?, ?, '', '', NULL, '', ?, ?, ?, ?, ?)",
+                (training_id, ORDERED, len(table), frozen.source, frozen.reference, *many),
             )
             self._ledger.executemany(
                 "INSERT INTO training_batches VALUES(?, ?)", [(training_id, batch_id) for batch_id in frozen.batch_ids]
@@ -196,20 +197,22 @@ class TrainingGate:
     def order(self) -> TrainingOrder | None:
         """Return the training that waits for a trainer (again after a trainer died), or None."""
         row = self._ledger.execute(
-            "SELECT training_id, source, reference, flags FROM trainings WHERE state = ? ORDER BY training_id DESC",
+            "SELECT training_id, source, reference, num_aligned, num_by_hash, num_refined FROM trainings"
+            " WHERE state = ? ORDER BY training_id DESC",
             (ORDERED,),
         ).fetchone()
         if row is None:
             return None
-        training_id, source, sha256, flags = row
+        training_id, source, sha256, num_aligned, num_by_hash, num_refined = row
         return TrainingOrder(
             training_id=training_id,
             aligned_star=str(self._folder.training_star(training_id)),
             work_folder=str(self._folder.training_work(training_id)),
             source=source,
             reference=str(self._folder.given_map(sha256)) if source == MAP else "",
-            halves_given=not flags & BY_HASH,
-            from_own_predictions=bool(flags & FROM_OWN),
+            halves_given=not num_by_hash,
+            num_aligned=num_aligned,
+            num_refined=num_refined,
         )
 
     def state_of(self, training_id: int) -> str:

@@ -15,7 +15,9 @@ from cesped_stream.benchmark.entry_folder import check_new_name, disk_errors, do
 from cesped_stream.conventions import HALVES, SUBSET_LABEL, half_set_to_random_subset
 from cesped_stream.durable import rename_durably, write_whole
 from cesped_stream.errors import InvalidEntryError, InvalidSettingsError, InvalidStarError, NotSettledError
+from cesped_stream.particles.aligned_rows import refuse_own_predictions
 from cesped_stream.particles.half_sets import check_both_halves
+from cesped_stream.particles.own_rows import PoseSource, pose_sources
 from cesped_stream.particles.stack_paths import resolve_stack
 from cesped_stream.particles.stack_writer import StackWriter
 from cesped_stream.particles.stacks import (
@@ -80,6 +82,8 @@ class NewEntry:
     """The folder of all entries."""
     copy: bool = False
     """Copy the images; else link their stacks."""
+    allow_own_predictions: bool = False
+    """Take rows whose pose this program predicted for true ones."""
     on_progress: OnProgress = lambda done, total: None
 
 
@@ -137,11 +141,17 @@ def _of_one_half(table: ParticleTable, half_set: int) -> ParticleTable:
 def _add(tables: dict[int, ParticleTable], stars: dict[int, Path], new: NewEntry) -> AddedEntry:
     check_new_name(new.target)
     group_rotations(new.symmetry)
+    own = {half: _own_predictions(table, new) for half, table in tables.items()}
     with StackReader() as reader, entry_lock(new.target, new.root) as folder, disk_errors(folder):
         for half in tables:
             _refuse_present(folder, half)
         sources = [_source(half, table, stars[half], new.particles_root, reader) for half, table in tables.items()]
         added = AddedEntry(folder, {source.half_set: len(source.table) for source in sources})
+        added.warnings += [
+            f"{new.target}, half-set {half}: {rows:,} poses are predictions of this program, no truth to measure by"
+            for half, rows in own.items()
+            if rows
+        ]
         _check_images([*_linked_already(folder, sources, reader), *sources])
         making = folder.with_name(f".{new.target}.adding")
         shutil.rmtree(making, ignore_errors=True)
@@ -154,6 +164,13 @@ def _add(tables: dict[int, ParticleTable], stars: dict[int, Path], new: NewEntry
         finally:
             shutil.rmtree(making, ignore_errors=True)
     return added
+
+
+def _own_predictions(table: ParticleTable, new: NewEntry) -> int:
+    """Return how many poses this program predicted; InvalidStarError where there are any and that is not allowed."""
+    if not new.allow_own_predictions:
+        refuse_own_predictions(table, "--allow-own-predictions")
+    return int(((pose_sources(table) == PoseSource.OWN) & table.has_poses()).sum())
 
 
 def _refuse_present(folder: Path, half: int) -> None:

@@ -50,7 +50,7 @@ class CheckpointManifest(PublishedManifest):
 
     manifest_kind: ClassVar[str] = NETWORK_KIND
     id_prefix: ClassVar[str] = "i2s"
-    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"trained_on", "doubts"})
+    unsaid_if_empty: ClassVar[frozenset[str]] = frozenset({"trained_on", "doubts", "initialised_from_own_predictions"})
 
     format: Literal[1] = 1
     preset: str
@@ -68,7 +68,9 @@ class CheckpointManifest(PublishedManifest):
     trained_on: str = ""
     """The entry or star that both halves were trained on; empty in a session, and in checkpoints older than this."""
     doubts: tuple[str, ...] = ()
-    """What speaks against the rows that they were trained on, a sentence each."""
+    """What speaks against the rows that both were trained on, a sentence each."""
+    initialised_from_own_predictions: int = Field(0, ge=0)
+    """Aligned rows whose pose is a prediction of this program, or was refined from one."""
     package_version: str = Field(default_factory=package_version)
 
 

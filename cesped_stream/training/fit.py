@@ -21,6 +21,7 @@ from cesped_stream.model.checkpoint import CheckpointManifest, HalfRecord, load_
 from cesped_stream.model.device import intra_op_threads, pick_device
 from cesped_stream.model.image2sphere import Image2Sphere
 from cesped_stream.model.imagenet import imagenet_weights
+from cesped_stream.particles.aligned_rows import Alignment, least_independent
 from cesped_stream.particles.stacks import StackReader, read_images
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.settings import InferenceSettings, PreprocessSettings, TrainingSettings
@@ -56,18 +57,20 @@ def fit_pair(
     work_folder: Path,
     checkpoints_folder: Path,
     trained_on: str = "",
-    doubts: tuple[str, ...] = (),
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
+    alignment: Alignment | None = None,
 ) -> tuple[Path, CheckpointManifest]:
     """Train one model on each half-set's aligned rows and publish both as one checkpoint.
 
     Each half runs in a thread of its own with one intra-op thread on a CPU, so the result's bits do not depend on the
     number of cores; a run killed at any moment and started again with the same arguments ends with the same bits
     (unless a time budget cut it). `root` is what relative rlnImageName are relative to. `trained_on` names the data in
-    the manifest, `doubts` say what speaks against them. `on_progress` is called from either thread, one at a time.
-    Raises TrainingStopped where `should_stop` became true, PermanentError where a half has no usable row.
+    the manifest. `alignment` is what the rows make of the stated independence (`alignment_of_rows`); none: what
+    `settings` state. `on_progress` is called from either thread, one at a time. Raises TrainingStopped
+    where `should_stop` became true, PermanentError where a half has no usable row.
     """
+    alignment = alignment or Alignment(settings.alignment)
     with sole_trainer(work_folder):
         halves, manifest = _prepare(table, reader, settings, inference, root, work_folder)
         _run_both(halves, on_progress, should_stop, parallel=halves_side_by_side(inference))
@@ -76,7 +79,9 @@ def fit_pair(
             update={
                 "halves": {half.half_set: _record(half) for half in halves},
                 "trained_on": trained_on,
-                "doubts": doubts,
+                "independence": least_independent(manifest.independence, alignment.independence),
+                "doubts": alignment.doubts,
+                "initialised_from_own_predictions": alignment.initialised_from_own_predictions,
                 "stopped_by": why.pop() if len(why) == 1 else "minutes",
             }
         )

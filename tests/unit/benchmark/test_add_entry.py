@@ -255,3 +255,14 @@ def test_a_half_set_whose_adding_was_killed_can_be_added_again(tmp_path: Path) -
     (folder / "stacks_1" / "000001_b.mrcs").symlink_to(tmp_path / "b.mrcs")
     add_entry(tmp_path / "h1.star", 1, NewEntry("mine", "C1", None, tmp_path / "root"))
     assert verify_entry(find_entry("mine", tmp_path / "root")).ok
+
+
+def test_own_predictions_become_no_truth_unless_asked_for_and_are_then_named(project: Path, tmp_path: Path) -> None:
+    star = project / "Refine3D" / "run_data.star"
+    table = read_star(star)
+    write_star(star, table.with_columns({"cestreamStatus": ["given"] * 5 + ["predicted"] * 3}))
+    with pytest.raises(InvalidStarError, match=r"of \d rows have a pose that this program predicted.*--allow-own"):
+        added(project, tmp_path)
+    assert not (tmp_path / "mine").exists()
+    said = added(project, tmp_path, allow_own_predictions=True).warnings
+    assert any("poses are predictions of this program" in warning for warning in said)

@@ -116,3 +116,34 @@ def test_a_map_of_an_earlier_session_answers_without_aligned_rows_and_says_that_
 
     with pytest.raises(InvalidSettingsError, match="reference"):
         tools.train(train.model_copy(update={"proposer": "network"}), StopRequest(), console)
+
+
+def test_train_takes_neither_own_predictions_nor_2d_classes_and_says_what_it_was_told_to_take(tmp_path: Path) -> None:
+    settings = SimulationSettings(num_particles=400, snr=0.5, symmetry="D2", seed=5, particles_per_micrograph=20)
+    write_entry(tmp_path, molecule("D2"), PIXEL_SIZE, settings)
+    truth = joined([read_star(tmp_path / f"particles_{half}.star").select(range(160)) for half in (0, 1)])
+    count, console = len(truth), Console(file=StringIO())
+    star = tmp_path / "aligned.star"
+    train = TrainCommand(
+        proposer="gallery", star=star, output=tmp_path / "published",
+        training={"symmetry": "D2", "alignment": "independent"}, **SETTINGS,
+    )  # fmt: skip
+    write_star(star, truth.with_columns({"rlnAngleTilt": ["0.0"] * count}))
+    with pytest.raises(InvalidStarError, match=r"rlnAngleTilt is 0 in all 320 rows"):
+        tools.train(train, StopRequest(), console)
+    write_star(star, truth.with_columns({"cestreamStatus": ["given"] * 20 + ["predicted"] * (count - 20)}))
+    with pytest.raises(InvalidStarError, match=r"300 of 320 rows .*first is row 21.*--allow_own_predictions"):
+        tools.train(train, StopRequest(), console)
+    told = train.model_copy(update={"allow_own_predictions": True})
+    manifest = read_reference_manifest(tools.train(told, StopRequest(), console))
+    assert (manifest.independence, manifest.initialised_from_own_predictions) == ("unknown", 300)
+    assert "predictions of this program" in console.file.getvalue()  # type: ignore[attr-defined]
+
+    write_star(tmp_path / "empty.star", truth.select([]))
+    infer = InferCommand(
+        checkpoint=tmp_path / "published" / manifest.checkpoint_id, star=tmp_path / "empty.star",
+        output=tmp_path / "posed.star", **SETTINGS,
+    )  # fmt: skip
+    tools.infer(infer, console)
+    assert "has no particle row" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert len(read_star(tmp_path / "posed.star")) == 0

@@ -22,7 +22,8 @@ def scored_by(tmp_path: Path, members: dict[str, list[int]], rows: int = 4) -> l
     for k, (name, inside) in enumerate(members.items()):
         folder = fake_references(tmp_path, name, tables[1].select(inside))
         ledger.execute(
-            "INSERT INTO trainings VALUES(?, 'done', 1, ?, ?, 1.0, '', 'poses', '', 0)", (k + 1, name, str(folder))
+            "INSERT INTO trainings VALUES(?, 'done', 1, ?, ?, 1.0, '', 'poses', '', 0, 0, 0)",
+            (k + 1, name, str(folder)),
         )
     scorers, span, parts = Scorers(ledger, tables, "gold_standard"), Span(1, 0, rows), []
     while span.num_rows:
