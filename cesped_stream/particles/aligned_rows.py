@@ -79,8 +79,8 @@ def alignment_of(stated: Independence, num_rows: int, *, own: int, refined: int,
         doubts.append(f"{own} of {num_rows} aligned poses are predictions of this program, no consensus")
     if refined:
         doubts.append(
-            f"{refined} of {num_rows} aligned poses were refined from predictions of this program, so the halves are no "
-            "more independent than these were"
+            f"initialised_from_own_predictions: {refined} of {num_rows} aligned poses were refined from predictions of "
+            "this program, so the halves are no more independent than these were"
         )
     if not halves_given and stated == "independent":
         doubts.append(
