@@ -36,7 +36,9 @@ def _files(work: Work, watcher: Watcher, settings: SessionSettings) -> list[str]
         words.append(f"the stacks of {rows:,} rows")
     landed = work.ledger.scalar("SELECT count(*) FROM batches")
     if not (words or landed or work.ingest.stars_in_hand):
-        words.append(f"rows: no star has landed in {settings.landing.folder}")
+        refused = work.ledger.scalar("SELECT sum(refused_rows) FROM stars")
+        none = f"all {refused:,} that landed were refused" if refused else "no star has landed"
+        words.append(f"rows: {none} in {settings.landing.folder}")
     return words
 
 

@@ -77,6 +77,7 @@ def test_every_refused_row_is_counted_and_told_with_its_reason_and_remedy_also_a
     for _ in range(2):
         status = core.status()
         assert (status.landed, status.refused_rows, status.waiting_for_stack) == (0, 24, 0)
+        assert status.waits_for == (f"rows: all 24 that landed were refused in {bench.landing}",)
         (problem,) = [text for text in status.problems if "refused" in text]
         assert problem == status.problems[0]
         assert problem.startswith(f"{star}: 24 rows refused, such as row 1: ") and KINDS[kind] in problem
