@@ -227,7 +227,7 @@ class Acceptance:
             draft.duplicates += 1
         elif (difference := self._difference(identity, row, draft)) == Difference.CONTRADICTION:
             draft.conflicts.append((identity, OTHER_CTF))
-        elif before and self._settings.landing.consensus == "first":
+        elif before and self._settings.landing.consensus == "first" and (row.by_hash or not before[-1].by_hash):
             draft.conflicts.append((identity, NOT_NEWEST))
         else:
             if difference == Difference.REFINED_CTF:
@@ -309,6 +309,7 @@ class Acceptance:
         others = {identity for identity, what in draft.conflicts if what == OTHER_PIXELS}
         kept = [(rows, k) for rows, k in draft.new[CONSENSUS] if rows.identities[k] not in others]
         draft.new[CONSENSUS] = kept
+        draft.conflicts = [(who, what) for who, what in draft.conflicts if who not in others or what not in NEWS]
 
     def _note_star(self, record: StarRecord) -> StarRecord:
         self._ledger.put_star(record)

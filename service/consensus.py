@@ -15,14 +15,15 @@ from cesped_stream.conventions import HALVES
 from cesped_stream.particles.table import ParticleTable
 
 from .finished import BatchTables
-from .ledger import BY_HASH, GIVEN, HALF, PREDICT, Ledger
-from .messages import MAP
+from .ledger import ALIGNED_KINDS, BY_HASH, FORMER_SPLIT, GIVEN, HALF, PREDICT, Ledger
+from .messages import MAP, POSES
 
 TOOK_HALF = "particles that took the aligned half-set"
 NEWER = "rows with a newer consensus"
 NEWER_THAN_REFERENCES = "rows with a newer consensus than the references"
 OTHER_SPLIT = "members of references whose half-set changed"
-"""Counters of the ledger. The last two begin anew when references are ordered."""
+ADOPTIONS = "adoptions of consensus rows"
+"""Counters of the ledger. Those of references begin anew when some are ordered."""
 TRAINING_REQUESTED = "training requested"
 REDO_AFTER_TRAINING = "redo after training"
 """Facts of the ledger, "yes" or empty."""
@@ -48,8 +49,12 @@ class _Touched:
 class _Adoption:
     """What one transaction changes."""
 
+    rebuilt: bool
+    """References were made of predicted poses too: any particle may be in one."""
     batches: dict[int, _Touched] = field(default_factory=dict)
     landed_batches: set[int] = field(default_factory=set)
+    newest: set[tuple[int, int]] = field(default_factory=set)
+    """(batch, row) of the consensus rows that count from now on."""
     restated: list[tuple[int, int]] = field(default_factory=list)
     took_half: int = 0
     newer: int = 0
@@ -89,7 +94,7 @@ class Consensus:
             "SELECT batch_id, batch_row, aligned_batch, aligned_row FROM consensus WHERE adopted = 0"
             " ORDER BY batch_id, batch_row, aligned_batch"
         ).fetchall()
-        adoption = _Adoption()
+        adoption = _Adoption(rebuilt=self._are_references_of_poses())
         for batch_id, of_batch in groupby(rows, key=lambda found: int(found[0])):
             former = self.rows_of(batch_id)
             returned = {
@@ -100,6 +105,8 @@ class Consensus:
                 self._adopt_row(adoption, batch_id, row, versions, former.get(row))
             adoption.landed_batches.add(batch_id)
             adoption.restated += self._committed(batch_id, sorted(returned))
+        if adoption.other_split:
+            self._mark_former_split(adoption)
         with self._ledger.transaction("consensus adopted"):
             self._note(adoption)
         self._tables.forget()
@@ -118,6 +125,7 @@ class Consensus:
         for aligned_batch, aligned_row in (*([former] if former else []), *versions[:-1]):
             self._touched(adoption, aligned_batch).superseded[aligned_row] = 1
         aligned_batch, aligned_row = versions[-1]
+        adoption.newest.add(versions[-1])
         newest = self._touched(adoption, aligned_batch)
         before, now = landed.halves[row], newest.halves[aligned_row]
         if now & BY_HASH:  # the star gave none: the particle's own one stays
@@ -128,9 +136,23 @@ class Consensus:
         was_aligned = landed.kind == GIVEN or former is not None
         adoption.took_half += bool(before & BY_HASH and not now & BY_HASH)
         adoption.newer += was_aligned
-        adoption.other_split += changed and was_aligned
+        adoption.other_split += changed and (was_aligned or adoption.rebuilt)
         if landed.kind == GIVEN:
             landed.superseded[row] = 1
+
+    def _are_references_of_poses(self) -> bool:
+        count = "SELECT count(*) FROM trainings WHERE source = ? AND state != 'failed'"
+        return self._ledger.scalar(count, (POSES,)) > 0
+
+    def _mark_former_split(self, adoption: _Adoption) -> None:
+        """Mark the aligned rows that count and that no star of this adoption names: their refinement divided particles
+        otherwise, and with the new ones they make no independent half-sets."""
+        rows = self._ledger.execute("SELECT batch_id FROM batches WHERE kind IN (?, ?)", ALIGNED_KINDS).fetchall()
+        for (batch_id,) in rows:
+            touched = self._touched(adoption, int(batch_id))
+            for row, gone in enumerate(touched.superseded):
+                if not gone and (batch_id, row) not in adoption.newest:
+                    touched.halves[row] |= FORMER_SPLIT
 
     def _touched(self, adoption: _Adoption, batch_id: int) -> _Touched:
         if batch_id not in adoption.batches:
@@ -164,6 +186,7 @@ class Consensus:
         ledger.executemany("DELETE FROM staged WHERE shard_id = ? AND position = ?", adoption.restated)
         for counter, more in ((TOOK_HALF, adoption.took_half), (NEWER, adoption.newer)):
             ledger.count(counter, more)
+        ledger.count(ADOPTIONS)
         trained = ledger.scalar("SELECT count(*) FROM trainings WHERE source != ? AND state != 'failed'", (MAP,))
         if trained:
             ledger.count(NEWER_THAN_REFERENCES, adoption.newer)

@@ -2,7 +2,7 @@
 
 from .accepting import NOT_NEWEST, OWN_ROWS, REFINED_CTF
 from .consensus import NEWER, NEWER_THAN_REFERENCES, OTHER_SPLIT, REDO_AFTER_TRAINING, TOOK_HALF
-from .ledger import BY_HASH, FROM_OWN
+from .ledger import BY_HASH, FORMER_SPLIT, FROM_OWN
 from .settings import SessionSettings
 from .work import Work
 
@@ -23,6 +23,11 @@ def _half_set_notes(work: Work, settings: SessionSettings) -> list[str]:
         notes.append(
             f"independence of the half-sets is unknown: {many:,} aligned rows have no rlnRandomSubset, so their poses "
             "may come from one refinement of all particles (Class3D, say)"
+        )
+    if settings.half_mode == "gold_standard" and (many := work.gate.rows_with(FORMER_SPLIT)):
+        notes.append(
+            f"independence of the half-sets is unknown: {many:,} aligned rows are of a former refinement with other "
+            "half-sets, and the newer one does not name them"
         )
     if ledger.fact(REDO_AFTER_TRAINING):
         notes.append(

@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -126,9 +126,11 @@ class Finished:
             return np.ones(self.num_rows, np.bool_)
         return np.asarray(self.poses.flag == 0, np.bool_)
 
-    def in_reference(self) -> int:
-        """Return how many rows were left out because they are in the reference that would score them."""
-        return 0 if self.poses is None else int((self.poses.flag == ImageFlag.IN_REFERENCE).sum())
+    def in_reference(self, positions: Collection[int]) -> int:
+        """Return how many rows at these positions were left out because they are in the reference that would score
+        them."""
+        flags = () if self.poses is None else self.poses.flag
+        return sum(self.position + k in positions for k in np.flatnonzero(np.equal(flags, ImageFlag.IN_REFERENCE)))
 
 
 def pose_cells(finished: Finished, row: int, revision: int) -> dict[str, str]:

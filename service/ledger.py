@@ -22,9 +22,10 @@ GIVEN, PREDICT, CONSENSUS = "given", "predict", "consensus"
 """Kinds of batches: particles that landed with a consensus pose; without one; rows of particles that were known when a
 consensus pose came for them. A particle landed once, with a row of the first two kinds."""
 ALIGNED_KINDS = (GIVEN, CONSENSUS)
-HALF, BY_HASH, FROM_OWN = 1, 2, 4
+HALF, BY_HASH, FROM_OWN, FORMER_SPLIT = 1, 2, 4, 8
 """Bits of a row's byte in `batches.halves`: its half-set; the row came without rlnRandomSubset, so that the half-set is
-by its micrograph's name or its particle's; its pose is RELION's refinement of a prediction of ours."""
+by its micrograph's name or its particle's; its pose is RELION's refinement of a prediction of ours; it is of a
+refinement whose half-sets were others than those of a later one that does not name its particle."""
 UNPOSED_PLACE = 0
 """Place of rows in unposed.star; shards count from 1."""
 CONFIDENT = ("confident rows of half 0", "confident rows of half 1")
@@ -78,7 +79,7 @@ CREATE TABLE intents(intent_id INTEGER PRIMARY KEY, payload TEXT NOT NULL);
 CREATE TABLE trainings(
   training_id INTEGER PRIMARY KEY, state TEXT NOT NULL, num_rows INTEGER NOT NULL, checkpoint_id TEXT NOT NULL,
   folder TEXT NOT NULL, seconds REAL, problem TEXT NOT NULL, source TEXT NOT NULL, reference TEXT NOT NULL,
-  num_aligned INTEGER NOT NULL, num_by_hash INTEGER NOT NULL, num_refined INTEGER NOT NULL);
+  num_aligned INTEGER NOT NULL, num_unknown INTEGER NOT NULL, num_refined INTEGER NOT NULL);
 CREATE TABLE training_batches(
   training_id INTEGER NOT NULL, batch_id INTEGER NOT NULL, PRIMARY KEY(training_id, batch_id)) WITHOUT ROWID;
 CREATE TABLE reinfers(shard_id INTEGER PRIMARY KEY, checkpoint_id TEXT NOT NULL);

@@ -161,7 +161,7 @@ class TrainingOrder(Message):
     reference: str = ""
     """The session's copy of a given map."""
     halves_given: bool = True
-    """Every aligned row came with its rlnRandomSubset; where one did not, the half-sets are not independent."""
+    """Every aligned row came with its rlnRandomSubset, of one refinement; else the half-sets are not independent."""
     num_aligned: Int64 = 0
     num_refined: Int64 = 0
     """How many of the rows are aligned ones, and of these how many have a pose that RELION refined from a prediction of

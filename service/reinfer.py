@@ -114,7 +114,7 @@ class Reinference:
                     cells = "" if keep else json.dumps(cells_of(k))
                     rows.append((finished.shard_id, finished.position + k, cells))
                 self._ledger.executemany("INSERT INTO staged VALUES(?, ?, ?)", rows)
-                self._ledger.count(KEPT_MEMBERS, finished.in_reference())
+                self._ledger.count(KEPT_MEMBERS, finished.in_reference(due))
                 lease = self._committer.lease_record(finished, now)
                 self._ledger.execute("INSERT INTO leases VALUES(?, ?, ?, ?, ?, ?)", lease)
                 self._ledger.executemany(

@@ -56,7 +56,8 @@ class LandingSettings(Settings):
     consensus: Literal["newest", "first"] = Field(
         "newest",
         description="Which consensus pose counts where a particle comes back in several aligned stars (job020 after "
-        "job010). newest: the one that landed last replaces the former; first: the first one stays.",
+        "job010). newest: the one that landed last replaces the former; first: the first one with half-sets "
+        "(rlnRandomSubset) stays.",
     )
     refined_ctf: Literal["with_consensus", "keep"] = Field(
         "with_consensus",

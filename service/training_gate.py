@@ -12,9 +12,9 @@ from cesped_stream.particles.star import star_bytes
 from cesped_stream.particles.table import ParticleTable
 from cesped_stream.published import NETWORK_KIND, check_files, read_listing
 
-from .consensus import NEWER_THAN_REFERENCES, OTHER_SPLIT, TRAINING_REQUESTED
+from .consensus import ADOPTIONS, NEWER_THAN_REFERENCES, OTHER_SPLIT, TRAINING_REQUESTED
 from .finished import BatchTables, joined
-from .ledger import ALIGNED_KINDS, BY_HASH, CONSENSUS, FROM_OWN, Ledger
+from .ledger import ALIGNED_KINDS, BY_HASH, CONSENSUS, FORMER_SPLIT, FROM_OWN, Ledger
 from .messages import ALIGNED, MAP, POSES, TrainingOrder
 from .reference_orders import Frozen, MapOrders, RebuildOrders
 from .session import SessionFolder
@@ -159,9 +159,9 @@ class TrainingGate:
     def rows_with(self, flag: int) -> int:
         """Return how many of the aligned rows that count have a flag of `batches.halves`."""
         batches = self._ledger.scalar("SELECT count(*) FROM batches WHERE kind IN (?, ?)", ALIGNED_KINDS)
-        key = batches, self.aligned_per_half()
+        key = batches, self.aligned_per_half(), self._ledger.counter(ADOPTIONS)
         if self._flagged[0] != key:
-            counts = dict.fromkeys((BY_HASH, FROM_OWN), 0)
+            counts = dict.fromkeys((BY_HASH, FROM_OWN, FORMER_SPLIT), 0)
             rows = self._ledger.execute(
                 "SELECT batch_id FROM batches WHERE kind IN (?, ?) AND half_0 + half_1 > 0", ALIGNED_KINDS
             )
@@ -177,7 +177,8 @@ class TrainingGate:
         training_id = self._ledger.scalar("SELECT max(training_id) FROM trainings") + 1
         table = in_identity_order(frozen.table)
         write_whole(self._folder.training_star(training_id), star_bytes(table), step=self._step)
-        of_aligned = (sum(self.aligned_per_half()), self.rows_with(BY_HASH), self.rows_with(FROM_OWN))
+        unknown = self.rows_with(BY_HASH) + self.rows_with(FORMER_SPLIT)
+        of_aligned = (sum(self.aligned_per_half()), unknown, self.rows_with(FROM_OWN))
         many = (0, 0, 0) if frozen.source == MAP else of_aligned
         with self._ledger.transaction("training ordered"):
             self._ledger.execute(
@@ -197,20 +198,20 @@ class TrainingGate:
     def order(self) -> TrainingOrder | None:
         """Return the training that waits for a trainer (again after a trainer died), or None."""
         row = self._ledger.execute(
-            "SELECT training_id, source, reference, num_aligned, num_by_hash, num_refined FROM trainings"
+            "SELECT training_id, source, reference, num_aligned, num_unknown, num_refined FROM trainings"
             " WHERE state = ? ORDER BY training_id DESC",
             (ORDERED,),
         ).fetchone()
         if row is None:
             return None
-        training_id, source, sha256, num_aligned, num_by_hash, num_refined = row
+        training_id, source, sha256, num_aligned, num_unknown, num_refined = row
         return TrainingOrder(
             training_id=training_id,
             aligned_star=str(self._folder.training_star(training_id)),
             work_folder=str(self._folder.training_work(training_id)),
             source=source,
             reference=str(self._folder.given_map(sha256)) if source == MAP else "",
-            halves_given=not num_by_hash,
+            halves_given=not num_unknown,
             num_aligned=num_aligned,
             num_refined=num_refined,
         )

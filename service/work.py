@@ -187,7 +187,7 @@ class Work:
     def shards_to_write_again(self) -> int:
         """Return how many sealed shards are to be redone, or have rows that get their consensus pose."""
         redone = {shard_id for shard_id, _ in self.reinference.shards_left()}
-        return len(redone | set(self.consensus.shards_left()))
+        return len(redone | (set(self.consensus.shards_left()) - self.poses.missing))
 
     def restate_next(self) -> None:
         """Queue the open rows of the next batch, or write the next shard again, in which rows have a consensus pose

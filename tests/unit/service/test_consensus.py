@@ -355,6 +355,77 @@ def test_another_split_of_the_references_particles_makes_them_anew_and_redoes_wh
     assert [rows[f"{i:06d}@s.mrcs"]["rlnRandomSubset"] for i in range(1, 9)] == ["1", "2"] * 4
 
 
+def test_rows_of_a_former_split_beside_a_newer_one_leave_independence_unknown(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, proposer="gallery")
+    bench.land("s", 8)
+    core = bench.open()
+    trainer = FakeReferenceTrainer(bench.session / "checkpoints")
+    job(bench, "job010", 0.0)
+    for _ in range(20):
+        turn(core, bench.clock, [trainer])
+    job(bench, "job020", 0.5, halves="swapped", indices=range(1, 7))
+    for _ in range(20):
+        turn(core, bench.clock, [trainer])
+    assert [order.halves_given for order in trainer.orders] == [True, False]
+    assert "unknown: 2 aligned rows are of a former refinement with other half-sets" in notes_of(core)
+    job(bench, "job030", 0.75, halves="swapped")
+    for _ in range(20):
+        turn(core, bench.clock, [trainer])
+    assert "former refinement" not in notes_of(core)
+    core.close()
+
+
+def test_another_split_of_particles_in_references_of_predicted_poses_makes_these_anew_too(tmp_path: Path) -> None:
+    write_map(tmp_path / "map.mrc", np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), 10.0)
+    rebuilding = {"rebuild_rows": 20, "rebuild_least_confidence": 0.4}
+    map_file = tmp_path / "map.mrc"
+    bench = Bench(tmp_path, proposer="gallery", reference=map_file, noise_rows_per_half=20, referencing=rebuilding)
+    bench.land("s", 41)
+    core = bench.open()
+    roles = [FakeReferenceTrainer(bench.session / "checkpoints"), FakeWorker()]
+    for _ in range(40):
+        turn(core, bench.clock, roles)
+    assert core.status().checkpoint is not None and core.status().checkpoint.checkpoint_id == "ref-poses-2"
+    job(bench, "run_data", 0.0, halves="swapped", indices=range(1, 31))
+    for _ in range(60):
+        turn(core, bench.clock, roles)
+    assert core.status().checkpoint.checkpoint_id == "ref-aligned-3"
+    assert core.status().reinfer_shards_left == 0
+    core.close()
+    rows = exported(bench)
+    assert {rows[f"{i:06d}@s.mrcs"]["cestreamCheckpoint"] for i in range(31, 42)} == {"ref-aligned-3"}
+
+
+def test_a_consensus_with_half_sets_is_taken_after_one_without_also_where_the_first_stays(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, landing={"consensus": "first"})
+    bench.land_stack("s", 8)
+    job(bench, "class3d", 0.0, halves="")
+    core = bench.open()
+    turns(core, bench, 12)
+    job(bench, "job010", 0.5)
+    turns(core, bench, 12)
+    job(bench, "job020", 1.0)
+    turns(core, bench, 12)
+    assert "unknown" not in notes_of(core)
+    core.close()
+    assert exported(bench)["000003@s.mrcs"]["rlnAngleRot"] == "21.500"
+
+
+def test_what_is_known_of_the_aligned_rows_follows_each_adoption(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.land_stack("s", 8)
+    job(bench, "class3d", 0.0, halves="")
+    core = bench.open()
+    turns(core, bench, 12)
+    assert "unknown: 8 aligned rows" in notes_of(core)
+    job(bench, "job010", 0.5)
+    for _ in range(12):
+        turn(core, bench.clock, [])
+        core.status()
+    assert "unknown" not in notes_of(core)
+    core.close()
+
+
 def test_particles_that_a_given_map_posed_get_the_consensus_pose(tmp_path: Path) -> None:
     write_map(tmp_path / "map.mrc", np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), 10.0)
     bench = Bench(tmp_path, proposer="gallery", reference=tmp_path / "map.mrc", noise_rows_per_half=20)
